@@ -1,0 +1,287 @@
+"""LLMRecModel: one language model turns histories and titles into vectors; dot products rank.
+
+This file and its siblings travel to the Hub and run on machines without the package: they import
+torch and transformers only.
+"""
+
+import os
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .backbone import build_backbone, load_backbone
+from .checkpoint import load_with_adapters, save_adapters, write_code
+from .configuration_llmrec import LLMRecConfig
+from .heads import ContrastiveHead, LogitScale
+from .losses import binary_cross_entropy, in_batch_infonce, sampled_softmax
+from .pooling import pool
+from .presets import preset_fields
+from .processing_llmrec import LLMRecProcessor
+
+# Their activations leave the range of float16, and vectors turn into NaN without a warning.
+FP16_OVERFLOWS = {"t5", "mt5", "umt5"}
+
+
+@dataclass
+class LLMRecOutput(ModelOutput):
+    """Output of [`LLMRecModel`].
+
+    Args:
+        loss (`torch.FloatTensor`, scalar, *optional*): where `positive_index` was given.
+        scores (`torch.FloatTensor` of shape `(histories, items)`, *optional*):
+            Dot products, where items were given; not divided by the temperature.
+        user_embeds (`torch.FloatTensor` of shape `(histories, embedding_dim)`, *optional*)
+        item_embeds (`torch.FloatTensor` of shape `(items, embedding_dim)`, *optional*)
+    """
+
+    loss: Tensor | None = None
+    scores: Tensor | None = None
+    user_embeds: Tensor | None = None
+    item_embeds: Tensor | None = None
+
+
+class LLMRecModel(PreTrainedModel):
+    """A backbone, pooling and a contrastive head, shared by histories and items.
+
+    Make one from a pre-trained language model with [`from_backbone`], load a trained one with
+    `from_pretrained`.
+
+    Args:
+        config (`LLMRecConfig`): the configuration.
+        backbone (`PreTrainedModel`, *optional*): a loaded backbone; built untrained by default.
+    """
+
+    config_class = LLMRecConfig
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: Any, backbone: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        self.backbone = build_backbone(config.text_config, config.encoder_only) if backbone is None else backbone
+        self.head = ContrastiveHead(config.text_config.hidden_size, config.projection_dim, config.normalize)
+        self.logit_scale = LogitScale(config.temperature, config.learn_temperature)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, LogitScale):
+            if module.log_scale is not None:
+                init.constant_(module.log_scale, -torch.tensor(module.temperature).log().item())
+        else:
+            super()._init_weights(module)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_input_embeddings(value)
+
+    # -- vectors and scores ------------------------------------------------------------------------
+
+    def _embed(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        self._refuse_fp16_overflow(input_ids.device.type)
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        with torch.autocast(device_type=hidden.device.type, enabled=False):
+            return self.head(pool(hidden, attention_mask, self.config.pooling))
+
+    def _refuse_fp16_overflow(self, device_type: str) -> None:
+        if self.config.text_config.model_type not in FP16_OVERFLOWS:
+            return
+        autocast = torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type)
+        if torch.float16 in (autocast, self.backbone.dtype):
+            raise ValueError(f"{self.config.text_config.model_type} overflows in float16: use bfloat16 or float32.")
+
+    def get_user_embeddings(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Vectors of histories.
+
+        Args:
+            input_ids: (histories, length) from [`LLMRecProcessor`], padded on the right.
+            attention_mask: (histories, length), 1 for real tokens; all real by default.
+
+        Returns:
+            (histories, embedding_dim) float32, of length 1 where the config normalises.
+        """
+        return self._embed(input_ids, attention_mask)
+
+    def get_item_embeddings(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Vectors of items. Arguments and result as in [`get_user_embeddings`]."""
+        return self._embed(input_ids, attention_mask)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        item_input_ids: Tensor | None = None,
+        item_attention_mask: Tensor | None = None,
+        positive_index: Tensor | None = None,
+        candidate_mask: Tensor | None = None,
+        item_log_q: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> LLMRecOutput | tuple[Tensor, ...]:
+        """Read histories and items, score every pair, and compute the config's loss.
+
+        Args:
+            input_ids, attention_mask: (histories, length). May be left out to embed items alone.
+            item_input_ids, item_attention_mask: (items, length), each item of the batch once.
+            positive_index: (histories,) row of each history's target among the items. Gives a loss.
+            candidate_mask: (histories, items), True where an item counts in that history's loss.
+            item_log_q: (items,) log expected count of each item in a batch (logQ correction);
+                only for `contrastive_loss="in_batch"`.
+
+        Returns:
+            [`LLMRecOutput`], or a tuple of its fields that are set with `return_dict=False`.
+        """
+        if input_ids is None and item_input_ids is None:
+            raise ValueError("Pass input_ids (histories), item_input_ids (items), or both.")
+        user_embeds = None if input_ids is None else self.get_user_embeddings(input_ids, attention_mask)
+        item_embeds = None if item_input_ids is None else self.get_item_embeddings(item_input_ids, item_attention_mask)
+        scores = loss = None
+        if user_embeds is not None and item_embeds is not None:
+            # In half precision a target ties with its neighbours; float32 costs nothing here.
+            with torch.autocast(device_type=user_embeds.device.type, enabled=False):
+                scores = user_embeds @ item_embeds.T
+                if positive_index is not None:
+                    loss = self._loss(scores, positive_index, candidate_mask, item_log_q)
+        elif positive_index is not None:
+            raise ValueError("A loss needs both histories (input_ids) and items (item_input_ids).")
+        output = LLMRecOutput(loss=loss, scores=scores, user_embeds=user_embeds, item_embeds=item_embeds)
+        return output.to_tuple() if return_dict is False else output
+
+    def _loss(
+        self, scores: Tensor, positive_index: Tensor, candidate_mask: Tensor | None, item_log_q: Tensor | None
+    ) -> Tensor:
+        logits = self.logit_scale(scores)
+        if self.config.contrastive_loss == "in_batch":
+            return in_batch_infonce(logits, positive_index, candidate_mask, item_log_q)
+        if item_log_q is not None:
+            raise ValueError("item_log_q corrects in-batch negatives; it has no place in contrastive_loss="
+                             f"{self.config.contrastive_loss!r}.")
+        if self.config.contrastive_loss == "bce":
+            return binary_cross_entropy(logits, positive_index, candidate_mask)
+        return sampled_softmax(logits, positive_index, candidate_mask)
+
+    # -- making, loading, saving -------------------------------------------------------------------
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name_or_path: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        preset: str = "default",
+        tokenizer: Any = None,
+        dtype: torch.dtype | str | None = None,
+        attn_implementation: str | None = None,
+        **config_fields: Any,
+    ) -> "LLMRecModel":
+        """A model around a pre-trained language model.
+
+        Args:
+            name_or_path: folder or Hub id of the backbone (BERT, OPT, FLAN-T5, Llama, …).
+            revision: revision on the Hub.
+            preset: `"default"`, or `"paper"` for the authors' text layout, pooling and loss.
+            tokenizer: its tokenizer; loaded from the same place by default.
+            dtype: type of the weights (float32 by default).
+            attn_implementation: attention of the backbone, as in transformers.
+            **config_fields: fields of [`LLMRecConfig`] that override the preset's.
+
+        Raises:
+            OSError: where there is no config, no tokenizer or no safetensors weights.
+            ValueError: for weights that do not fit, an unknown preset or field, a tokenizer without a
+                special token that the preset needs.
+        """
+        hub = {} if revision is None else {"revision": revision}
+        unknown = sorted(set(config_fields) - {field.name for field in fields(cls.config_class)})
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is not a field of LLMRecConfig.")
+        text_config = AutoConfig.from_pretrained(name_or_path, **hub)
+        if text_config.model_type == cls.config_class.model_type:
+            raise ValueError(f"{str(name_or_path)!r} is an LLM-Rec model already: load it with from_pretrained.")
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub)
+        values = {
+            "backbone_name_or_path": str(name_or_path),
+            "backbone_revision": revision,
+            **preset_fields(preset, text_config, tokenizer),
+            **config_fields,
+        }
+        config = cls.config_class(text_config=text_config, **values)
+        options = {"dtype": dtype or torch.float32, "attn_implementation": attn_implementation}
+        backbone = load_backbone(name_or_path, text_config, config.encoder_only, **hub, **options)
+        config.text_config = backbone.config
+        # The caller may train at once or encode at once; like every from_pretrained, start in eval mode.
+        return cls(config, backbone=backbone).eval()
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *args: Any,
+        config: PreTrainedConfig | None = None,
+        load_adapters: bool = True,
+        **kwargs: Any,
+    ) -> "LLMRecModel":
+        """Load a saved model: full or merged weights, or adapters over a backbone in its own place.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id.
+            config: its configuration, read from the same place by default.
+            load_adapters: `False` gives an adapter checkpoint's bare backbone, for users of
+                `PeftModel.from_pretrained`.
+            **kwargs: as in transformers (`revision`, `dtype`, `attn_implementation`, `token`, …).
+
+        Raises:
+            ValueError: for a folder that is not an LLM-Rec model (a raw backbone goes into
+                [`from_backbone`]), or weights that do not fit its configuration.
+        """
+        hub_names = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
+        hub = {name: kwargs[name] for name in hub_names if kwargs.get(name) is not None}
+        if config is None:
+            found, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+            if found.get("model_type") != cls.config_class.model_type:
+                raise ValueError(
+                    f"{str(pretrained_model_name_or_path)!r} is a {found.get('model_type')!r} model, not an LLM-Rec "
+                    "checkpoint. To start from a pre-trained language model call LLMRecModel.from_backbone(…)."
+                )
+            config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
+        if config.adapters:
+            return load_with_adapters(
+                cls, pretrained_model_name_or_path, config, load_adapters=load_adapters, hub=hub, **kwargs
+            )
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("use_safetensors", True)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, config=config, output_loading_info=True, **kwargs
+        )
+        for problem in ("missing_keys", "unexpected_keys"):
+            if info[problem]:
+                raise ValueError(
+                    f"The weights in {str(pretrained_model_name_or_path)!r} belong to another configuration: "
+                    f"{len(info[problem])} {problem.replace('_', ' ')}, among them {sorted(info[problem])[0]!r}."
+                )
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save config, safetensors weights and the code that loads them.
+
+        A model with adapters is saved as adapters only: its backbone stays where it came from.
+        """
+        if getattr(self, "_hf_peft_config_loaded", False):
+            save_adapters(self, save_directory, **kwargs)
+        else:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            write_code(save_directory)
+
+
+__all__ = ["LLMRecModel", "LLMRecOutput", "LLMRecProcessor"]
