@@ -58,7 +58,7 @@ class LLMRecConfig(PreTrainedConfig):
     model_type = "llmrec"
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
 
-    text_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None
     backbone_name_or_path: str | None = None
     backbone_revision: str | None = None
     encoder_only: bool | None = None

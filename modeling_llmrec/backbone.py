@@ -2,10 +2,25 @@
 
 import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
+from transformers.utils import logging
+
+
+@contextmanager
+def without_loading_report() -> Iterator[None]:
+    """Silence transformers' list of tensors that a checkpoint lacks or has too many (BERT's pooler, other heads,
+    other adapters): it alarms, and what matters of it is checked and raised here."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _loader(text_config: PreTrainedConfig, encoder_only: bool) -> tuple[Any, bool, dict[str, Any]]:
@@ -40,9 +55,10 @@ def load_backbone(
     """
     auto_class, take_encoder, arguments = _loader(text_config, encoder_only)
     try:
-        backbone, info = auto_class.from_pretrained(
-            name_or_path, config=text_config, use_safetensors=True, output_loading_info=True, **arguments, **kwargs
-        )
+        with without_loading_report():
+            backbone, info = auto_class.from_pretrained(
+                name_or_path, config=text_config, use_safetensors=True, output_loading_info=True, **arguments, **kwargs
+            )
     except OSError as error:
         raise OSError(
             f"No pre-trained backbone could be read from {str(name_or_path)!r}. It must be a folder or a Hub "

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from .backbone import load_backbone
+from .backbone import load_backbone, without_loading_report
 from .configuration_llmrec import LLMRecConfig
 
 ADAPTER_FOLDER = "adapters"
@@ -102,8 +102,10 @@ def load_with_adapters(
 def _load_one(model: Any, name_or_path: str | os.PathLike, adapter: str, hub: dict[str, Any]) -> None:
     # Asked for first, because load_adapter would fall back to a pickled file.
     cached_file(name_or_path, ADAPTER_WEIGHTS, **hub)
-    info = model.load_adapter(str(name_or_path), adapter_name=adapter, adapter_kwargs=dict(hub))
-    problems = sorted(info.missing_keys) + sorted(info.unexpected_keys)
+    with without_loading_report():
+        info = model.load_adapter(str(name_or_path), adapter_name=adapter, adapter_kwargs=dict(hub))
+    # Adapters loaded before this one count as missing from its file.
+    problems = sorted(key for key in info.missing_keys if f".{adapter}." in key) + sorted(info.unexpected_keys)
     if problems:
         raise ValueError(
             f"Adapter {adapter!r} of {str(name_or_path)!r} does not fit the backbone "

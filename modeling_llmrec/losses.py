@@ -13,9 +13,7 @@ def _checked(logits: Tensor, positive_index: Tensor, candidate_mask: Tensor | No
     if candidate_mask is None:
         return torch.ones_like(logits, dtype=torch.bool)
     if candidate_mask.shape != logits.shape:
-        raise ValueError(
-            f"candidate_mask has shape {tuple(candidate_mask.shape)}, the scores {tuple(logits.shape)}."
-        )
+        raise ValueError(f"candidate_mask has shape {tuple(candidate_mask.shape)}, the scores {tuple(logits.shape)}.")
     # The target always counts for its own history, whatever the mask says of it.
     return candidate_mask.bool().scatter(1, positive_index.unsqueeze(1), True)
 
@@ -60,9 +58,7 @@ def in_batch_infonce(
     return sampled_softmax(logits, positive_index, candidate_mask)
 
 
-def binary_cross_entropy(
-    logits: Tensor, positive_index: Tensor, candidate_mask: Tensor | None = None
-) -> Tensor:
+def binary_cross_entropy(logits: Tensor, positive_index: Tensor, candidate_mask: Tensor | None = None) -> Tensor:
     """-log σ(s⁺) - Σ log(1 - σ(s⁻)) over each history's own negatives, averaged over the batch.
 
     Args and result as in `sampled_softmax`.

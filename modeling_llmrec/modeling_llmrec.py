@@ -164,8 +164,10 @@ class LLMRecModel(PreTrainedModel):
         if self.config.contrastive_loss == "in_batch":
             return in_batch_infonce(logits, positive_index, candidate_mask, item_log_q)
         if item_log_q is not None:
-            raise ValueError("item_log_q corrects in-batch negatives; it has no place in contrastive_loss="
-                             f"{self.config.contrastive_loss!r}.")
+            raise ValueError(
+                "item_log_q corrects in-batch negatives; it has no place in contrastive_loss="
+                f"{self.config.contrastive_loss!r}."
+            )
         if self.config.contrastive_loss == "bce":
             return binary_cross_entropy(logits, positive_index, candidate_mask)
         return sampled_softmax(logits, positive_index, candidate_mask)
@@ -217,20 +219,20 @@ class LLMRecModel(PreTrainedModel):
         }
         config = cls.config_class(text_config=text_config, **values)
         options = {"dtype": dtype or torch.float32, "attn_implementation": attn_implementation}
-        backbone = load_backbone(name_or_path, text_config, config.encoder_only, **hub, **options)
+        backbone = load_backbone(name_or_path, text_config, bool(config.encoder_only), **hub, **options)
         config.text_config = backbone.config
         # The caller may train at once or encode at once; like every from_pretrained, start in eval mode.
         return cls(config, backbone=backbone).eval()
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
         *args: Any,
         config: PreTrainedConfig | None = None,
         load_adapters: bool = True,
         **kwargs: Any,
-    ) -> "LLMRecModel":
+    ) -> Any:
         """Load a saved model: full or merged weights, or adapters over a backbone in its own place.
 
         Args:

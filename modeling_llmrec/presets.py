@@ -33,7 +33,9 @@ def template_tokens(tokenizer: Any) -> tuple[list[str], list[str]]:
         None,
     )
     if start is None:
-        raise ValueError(f"Cannot read the special tokens of {type(tokenizer).__name__}: set prefix_tokens and suffix_tokens.")
+        raise ValueError(
+            f"Cannot read the special tokens of {type(tokenizer).__name__}: set prefix_tokens and suffix_tokens."
+        )
     before, after = full[:start], full[start + len(bare) :]
     return tokenizer.convert_ids_to_tokens(before), tokenizer.convert_ids_to_tokens(after)
 

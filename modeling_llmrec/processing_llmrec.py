@@ -38,7 +38,7 @@ class LLMRecProcessor(ProcessorMixin):
     def __init__(self, tokenizer: Any = None, config: Any = None) -> None:
         super().__init__(tokenizer)
         if config is None:
-            raise ValueError("LLMRecProcessor needs the model's config: LLMRecProcessor(tokenizer, config=model.config).")
+            raise ValueError("LLMRecProcessor needs the model's config: pass config=model.config.")
         self.config = config
         self._prefix = self._special_ids(config.prefix_tokens, "prefix_tokens")
         self._suffix = self._special_ids(config.suffix_tokens, "suffix_tokens")
@@ -188,7 +188,9 @@ class LLMRecProcessor(ProcessorMixin):
             kwargs.pop(name, None)
         hub = {name: value for name, value in kwargs.items() if value is not None}
         config = LLMRecConfig.from_pretrained(pretrained_model_name_or_path, **hub)
-        return cls(AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub), config=config)
+        # With the backbone's config the tokenizer is chosen as it was for the backbone, and no code is asked for.
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=config.text_config, **hub)
+        return cls(tokenizer, config=config)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Save the tokenizer, and `config.json` where the folder has none yet."""

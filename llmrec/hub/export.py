@@ -11,9 +11,7 @@ from modeling_llmrec.checkpoint import save_adapters, write_code
 FORMS = ("full", "adapter")
 
 
-def save_model(
-    model: Any, processor: Any, folder: str | Path, *, form: str = "full", overwrite: bool = False
-) -> Any:
+def save_model(model: Any, processor: Any, folder: str | Path, *, form: str = "full", overwrite: bool = False) -> Any:
     """Write a complete model folder: config, weights, code, tokenizer, processor.
 
     Args:

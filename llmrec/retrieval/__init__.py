@@ -1,0 +1,1 @@
+"""Encode a catalogue, and recommend from it."""
