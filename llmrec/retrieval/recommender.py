@@ -106,7 +106,7 @@ class Recommender:
             EmbeddingScorer("model", users, self.item_embeds),
             np.arange(len(histories)),
             k,
-            candidate_items=None if domain is None else self._items_of(domain),
+            candidate_items=None if domain is None else self.catalogue.items_of_domain(domain),
             excluded=excluded,
         )
         return [
@@ -132,11 +132,6 @@ class Recommender:
     def _encode(self, titles: Sequence[str], progress: bool) -> torch.Tensor:
         tokens = TitleTokens.from_titles(self.processor, titles, progress=progress)
         return encode_titles(self.model, self.processor, tokens, progress=progress)
-
-    def _items_of(self, domain: str) -> np.ndarray:
-        if domain not in self.catalogue.domain_names:
-            raise ValueError(f"Domain {domain!r} is none of {', '.join(map(repr, self.catalogue.domain_names))}.")
-        return self.catalogue.items_of_domain(domain)
 
     def _recommendation(self, item: int, score: float) -> Recommendation:
         catalogue = self.catalogue
