@@ -39,11 +39,18 @@ def encode_titles(
         (rows, embedding_dim) float32 on the CPU, in the order of `rows`.
     """
     wanted = np.arange(len(title_tokens)) if rows is None else np.asarray(rows)
-    return _encode(
-        model, processor, model.get_item_embeddings, wanted,
+    # Items with the same text are encoded once: less work, and they tie to the last bit.
+    seen: dict[tuple[int, ...], int] = {}
+    place = np.fromiter(
+        (seen.setdefault(tuple(title_tokens[int(i)]), len(seen)) for i in wanted), np.int64, len(wanted)
+    )
+    _, first = np.unique(place, return_index=True)
+    vectors = _encode(
+        model, processor, model.get_item_embeddings, wanted[first],
         lambda row: processor.layout_item(title_tokens[int(row)]), "Encoding items",
         batch_tokens, progress, autocast_dtype,
     )  # fmt: skip
+    return vectors if len(first) == len(wanted) else vectors[torch.as_tensor(place)]
 
 
 def encode_histories(

@@ -12,9 +12,9 @@ import torch
 
 from llmrec.data.catalogue import Catalogue
 from llmrec.data.title_tokens import TitleTokens
-from llmrec.evaluation.scorers import EmbeddingScorer
-from llmrec.evaluation.top_k import top_k
 from llmrec.retrieval.encoding import encode_histories, encode_titles
+from llmrec.retrieval.scorers import EmbeddingScorer
+from llmrec.retrieval.top_k import top_k
 
 
 @dataclass(frozen=True)

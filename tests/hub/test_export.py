@@ -23,9 +23,12 @@ FORMS = ("full", "merged", "adapter")
 def _lora(model: LLMRecModel, seed: int = 0) -> PeftModel:
     """LoRA over every linear layer, and the head where it has weights; none of them zero, as if trained."""
     config = LoraConfig(
-        r=4, target_modules="all-linear", exclude_modules=["head.projection"], modules_to_save=["head"] if list(model.head.parameters()) else None,
+        r=4,
+        target_modules="all-linear",
+        exclude_modules=["head.projection"],
+        modules_to_save=["head"] if list(model.head.parameters()) else None,
         init_lora_weights=False,
-    )  # fmt: skip
+    )
     peft_model = get_peft_model(model, config)
     torch.manual_seed(seed)
     with torch.no_grad():

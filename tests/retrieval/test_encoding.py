@@ -67,3 +67,14 @@ def test_batches_hold_every_text_once_and_keep_the_budget() -> None:
     assert sorted(i for batch in batches for i in batch) == list(range(200))
     assert all(max(lengths[i] for i in batch) * len(batch) <= 64 for batch in batches)
     assert list(batches_by_length([100, 3], budget=64)) == [[0], [1]]
+
+
+def test_items_with_the_same_text_tie_to_the_last_bit(parts) -> None:
+    model, processor, _ = parts
+    titles = [*TITLES, "Item 0 ", "Item 0 "]
+    tokens = TitleTokens.from_titles(processor, titles)
+    vectors = encode_titles(model, processor, tokens, batch_tokens=64, progress=False)
+    assert torch.equal(vectors[23], vectors[24])
+    torch.testing.assert_close(
+        vectors[1:23], encode_titles(model, processor, tokens, rows=range(1, 23), progress=False), atol=2e-6, rtol=0
+    )
