@@ -1,0 +1,1 @@
+"""Interactions and items in; filtered, split histories and a catalogue out. Knows no torch."""
