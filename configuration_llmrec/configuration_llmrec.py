@@ -3,10 +3,9 @@
 This file travels to the Hub beside the weights. It imports nothing but transformers.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 AUTO_MAP = {
     "AutoConfig": "configuration_llmrec.LLMRecConfig",
@@ -24,7 +23,7 @@ class LLMRecConfig(PreTrainedConfig):
 
     Args:
         text_config (`PreTrainedConfig` or `dict`):
-            Configuration of the backbone.
+            Configuration of the backbone; a BERT by default.
         backbone_name_or_path (`str`, *optional*):
             Where the pre-trained backbone came from. Adapter-only checkpoints load it from there.
         backbone_revision (`str`, *optional*):
@@ -56,7 +55,7 @@ class LLMRecConfig(PreTrainedConfig):
     """
 
     model_type = "llmrec"
-    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
 
     text_config: Any = None
     backbone_name_or_path: str | None = None
@@ -79,6 +78,10 @@ class LLMRecConfig(PreTrainedConfig):
     default_adapter: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.text_config is None:
+            self.text_config = {}
+        if isinstance(self.text_config, dict):
+            self.text_config = AutoConfig.for_model(**{"model_type": "bert", **self.text_config})
         super().__post_init__(**kwargs)
         if self.encoder_only is None:
             self.encoder_only = bool(self.text_config.is_encoder_decoder)

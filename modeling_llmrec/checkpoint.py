@@ -12,11 +12,14 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from .backbone import load_backbone, without_loading_report
+from .backbone import load_backbone
 from .configuration_llmrec import LLMRecConfig
 
 ADAPTER_FOLDER = "adapters"
+ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# PEFT's own, so that PeftModel.from_pretrained reads the same file.
+PEFT_PREFIX = "base_model.model."
 ENTRY_MODULES = ("configuration_llmrec", "modeling_llmrec", "processing_llmrec")
 
 
@@ -96,21 +99,32 @@ def load_with_adapters(
         for adapter, subfolder in config.adapters.items():
             _load_one(model, name_or_path, adapter, {**hub, "subfolder": subfolder})
         model.set_adapter(config.default_adapter or next(iter(config.adapters)))
+        model.requires_grad_(False)
     return model.eval()
 
 
 def _load_one(model: Any, name_or_path: str | os.PathLike, adapter: str, hub: dict[str, Any]) -> None:
-    # Asked for first, because load_adapter would fall back to a pickled file.
-    cached_file(name_or_path, ADAPTER_WEIGHTS, **hub)
-    with without_loading_report():
-        info = model.load_adapter(str(name_or_path), adapter_name=adapter, adapter_kwargs=dict(hub))
-    # Adapters loaded before this one count as missing from its file.
-    problems = sorted(key for key in info.missing_keys if f".{adapter}." in key) + sorted(info.unexpected_keys)
+    """Put one adapter over the backbone, from safetensors only (`load_adapter` would fall back to a pickled file)."""
+    from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    weights = cached_file(name_or_path, ADAPTER_WEIGHTS, **hub)
+    peft_config = PeftConfig.from_pretrained(Path(cached_file(name_or_path, ADAPTER_CONFIG, **hub)).parent)
+    inject_adapter_in_model(peft_config, model, adapter)
+    state = {key.removeprefix(PEFT_PREFIX): value for key, value in load_file(weights).items()}
+    try:
+        result = set_peft_model_state_dict(model, state, adapter_name=adapter)
+        # Everything else is missing too: the backbone, and adapters that were loaded before.
+        problems = [key for key in result.missing_keys if f".{adapter}." in key] + list(result.unexpected_keys)
+    except RuntimeError as error:  # tensors of other sizes
+        problems = [str(error)]
     if problems:
         raise ValueError(
             f"Adapter {adapter!r} of {str(name_or_path)!r} does not fit the backbone "
-            f"{model.config.backbone_name_or_path!r}: {len(problems)} tensors differ, among them {problems[0]!r}."
+            f"{model.config.backbone_name_or_path!r}: {len(problems)} differences, the first {min(problems)!r}."
         )
+    # What transformers' own adapter methods (set_adapter, disable_adapters, save_pretrained) go by.
+    model._hf_peft_config_loaded = True
 
 
 def save_adapters(model: Any, folder: str | os.PathLike, peft_configs: dict[str, Any] | None = None) -> None:
@@ -145,7 +159,6 @@ def save_adapters(model: Any, folder: str | os.PathLike, peft_configs: dict[str,
         peft_config.inference_mode = True
         peft_config.save_pretrained(target)
         state = get_peft_model_state_dict(model, adapter_name=name)
-        # PEFT's own prefix, so that PeftModel.from_pretrained reads the same file.
-        state = {f"base_model.model.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
+        state = {f"{PEFT_PREFIX}{key}": value.detach().cpu().contiguous() for key, value in state.items()}
         save_file(state, target / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(folder)
