@@ -44,10 +44,9 @@ demo-train: demo-data
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	    --num_cpu_threads_per_process $$threads train.py configs/demo.yaml
 
-# A history of two pastimes from three domains.
+# Without our packages, from the saved folder alone; a history of two pastimes from three domains.
 demo-recommend: demo-train
-	@echo "recommendations after a moka pot, a beginners' book on coffee and whole spices:"
-	@$(BIN)/llmrec recommend --model runs/demo/model --catalogue runs/demo-prepared -k 8 \
+	@$(PY) examples/stranger.py runs/demo/model runs/demo-prepared/catalogue.parquet \
 	    "Whole Cumin, Cardamom and Cloves" "Stovetop Moka Pot, 6 Cup" "Coffee for Beginners (Paperback)"
 
 test: $(READY)

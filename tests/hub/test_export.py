@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -219,3 +220,18 @@ def test_what_travels_imports_only_what_a_stranger_has() -> None:
             assert module.startswith(".") or module.split(".")[0] in allowed, f"{name}: {line}"
             # A folder on the Hub is flat: one dot, one name.
             assert not module.startswith(".") or module.removeprefix(".").isidentifier(), f"{name}: {line}"
+
+
+def test_the_example_recommends_from_a_saved_folder(minilm: str, tmp_path: Path) -> None:
+    model, processor = _small(minilm)
+    save_model(model, processor, tmp_path / "m")
+    titles = ["Electric Guitar", "Burr Coffee Grinder", "Guitar Strings", "Espresso Machine"]
+    pl.DataFrame({"title": titles, "domain": ["Music", "Kitchen", "Music", "Kitchen"]}).write_parquet(
+        tmp_path / "catalogue.parquet"
+    )
+    script = Path(__file__).parents[2] / "examples" / "stranger.py"
+    arguments = [str(tmp_path / "m"), str(tmp_path / "catalogue.parquet"), "Electric Guitar", "-k", "3"]
+    done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    recommended = done.stdout.split("it recommends\n")[1].splitlines()
+    assert len(recommended) == 3 and recommended[0].endswith("Music     Guitar Strings")
