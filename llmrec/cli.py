@@ -6,7 +6,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from llmrec.version import __version__
@@ -55,22 +55,31 @@ def build_parser(requested: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit status.
+    """Run one subcommand; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    requested = next((argument for argument in arguments if argument in SUBCOMMANDS), None)
+
+    def action() -> int:
+        args = build_parser(requested).parse_args(arguments)
+        return int(args.run(args))
+
+    return run_reporting_errors("llmrec", action)
+
+
+def run_reporting_errors(program: str, action: Callable[[], int]) -> int:
+    """Call `action`; returns its exit status.
 
     What a user did wrong (a `ValueError`, missing file, … raised by this project) is one line on standard error and
     status 2, as for a wrong argument. Anything else is a defect of ours or of a library and keeps its traceback.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    requested = next((argument for argument in arguments if argument in SUBCOMMANDS), None)
     try:
-        args = build_parser(requested).parse_args(arguments)
-        return int(args.run(args))
+        return action()
     except _USER_ERRORS as error:
         if os.environ.get(TRACEBACK_VARIABLE) == "1" or not _raised_by_us(error):
             raise
         # str() of a KeyError puts its message in quotes.
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"llmrec: error: {message}", file=sys.stderr)
+        print(f"{program}: error: {message}", file=sys.stderr)
         return 2
 
 

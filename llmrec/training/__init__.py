@@ -1,0 +1,1 @@
+"""Training: arguments, examples, negatives, collator, trainer, and the job behind `train.py`."""
