@@ -147,9 +147,7 @@ def test_only_what_was_asked_for_overrides_the_preset() -> None:
     ("wanted", "has_bf16", "expected"),
     [("auto", True, "bf16"), ("auto", False, "fp32"), ("fp32", True, "fp32"), ("bf16", False, "bf16")],
 )
-def test_precision_on_a_processor(
-    monkeypatch: pytest.MonkeyPatch, wanted: str, has_bf16: bool, expected: str
-) -> None:
+def test_precision_on_a_processor(monkeypatch: pytest.MonkeyPatch, wanted: str, has_bf16: bool, expected: str) -> None:
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has_bf16)
     found, reason = precision.resolve_precision(wanted, on_cpu=True)
     assert found == expected and reason

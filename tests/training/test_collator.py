@@ -49,9 +49,7 @@ def test_against_the_plain_twin(parts: Callable, loss: str, n: int, domain: str)
     batch = made.collator(made.batch)
     title_of, codes = made.titles, made.codes
     # Every title of the batch once: targets and negatives, told apart by title and domain.
-    drawn = [
-        made.sampler.draw(3, e["example"], e["target"], made.histories[e["user"]]).tolist() for e in made.batch
-    ]
+    drawn = [made.sampler.draw(3, e["example"], e["target"], made.histories[e["user"]]).tolist() for e in made.batch]
     members = {(title_of[i], codes[i]) for i in [*(e["target"] for e in made.batch), *sum(drawn, [])]}
     texts = _texts(made.processor, batch["item_input_ids"], batch["item_attention_mask"])
     assert len(texts) == len(members)

@@ -219,7 +219,11 @@ def test_half_written_and_half_removed_checkpoints_are_not_resumed(tmp_path: Pat
 @pytest.mark.parametrize(
     ("limit", "best", "kept"),
     [
-        (None, None, [1, 2, 3, 10]), (2, None, [3, 10]), (1, None, [10]), (2, 1, [1, 10]), (1, 2, [2, 10]),
+        (None, None, [1, 2, 3, 10]),
+        (2, None, [3, 10]),
+        (1, None, [10]),
+        (2, 1, [1, 10]),
+        (1, 2, [2, 10]),
         (3, 10, [2, 3, 10]),
     ],
 )
