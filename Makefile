@@ -47,7 +47,8 @@ demo-train: demo-data
 # Without our packages, from the saved folder alone; a history of two pastimes from three domains.
 demo-recommend: demo-train
 	@$(PY) examples/stranger.py runs/demo/model runs/demo-prepared/catalogue.parquet \
-	    "Whole Cumin, Cardamom and Cloves" "Stovetop Moka Pot, 6 Cup" "Coffee for Beginners (Paperback)"
+	    "Marlowe Whole Cumin, Cardamom and Cloves, 12 oz" "Pellingford Stovetop Moka Pot, 6 Cup" \
+	    "Coffee for Beginners by Marguerite Osei"
 
 test: $(READY)
 	@$(PY) -m pytest

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -71,9 +72,17 @@ def run_reporting_errors(program: str, action: Callable[[], int]) -> int:
 
     What a user did wrong (a `ValueError`, missing file, … raised by this project) is one line on standard error and
     status 2, as for a wrong argument. Anything else is a defect of ours or of a library and keeps its traceback.
+    Warnings are one line too; those of libraries about coming changes speak to us, and are left out.
     """
+
+    def show(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
+        print(f"{program}: warning: {message}", file=sys.stderr)
+
     try:
-        return action()
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
+            return action()
     except _USER_ERRORS as error:
         if os.environ.get(TRACEBACK_VARIABLE) == "1" or not _raised_by_us(error):
             raise

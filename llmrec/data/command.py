@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import warnings
 
 from llmrec.data.card import render_statistics
 from llmrec.data.encode import MISSING_ITEMS
-from llmrec.data.errors import LeakageWarning
 from llmrec.data.k_core import SCOPES
 from llmrec.data.options import PrepareOptions, prepare_from_options
 from llmrec.data.order import ORDER_POLICIES
@@ -80,12 +77,8 @@ def run(args: argparse.Namespace) -> int:
     """Prepare the data, print steps and statistics; returns the exit status."""
     names = PrepareOptions.__dataclass_fields__
     options = PrepareOptions(**{key: value for key, value in vars(args).items() if key in names})
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", LeakageWarning)
-        prepared = prepare_from_options(options, args.output, echo=_print)
+    prepared = prepare_from_options(options, args.output, echo=_print)
     print(f"\n{render_statistics(prepared.card['statistics'])}\n")
-    for warning in caught:
-        print(f"warning: {warning.message}", file=sys.stderr)
     print(f"order policy {options.order_policy}, split {options.split}, hash {prepared.hash}")
     print(f"wrote {prepared.folder}")
     return 0

@@ -33,11 +33,13 @@ def measure_leakage(state: Interactions, split: Split) -> dict[str, float] | Non
     }
 
 
-def leakage_message(measured: dict[str, float] | None) -> str:
-    """Say in a sentence what leave-one-out means for the figures."""
+def leakage_message(measured: dict[str, float] | None) -> str | None:
+    """Say in a sentence what leave-one-out means for the figures; nothing where no target comes before training."""
     text = "leave-one-out leaks across users: training holds events later than other users' test targets"
     if measured is None:
         return f"{text} (how many cannot be measured: the data has no timestamps)"
+    if measured["targets_with_later_training"] == 0:
+        return None
     targets, share = measured["targets_with_later_training"], measured["training_after_target"]
     return (
         f"{text} ({targets:.1%} of the test targets have later training events, on average {share:.1%} of "

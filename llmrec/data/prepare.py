@@ -131,7 +131,8 @@ def prepare(
     if split == "leave-one-out":
         statistics["leakage"] = measure_leakage(state, cut)
         statistics["leakage_warning"] = leakage_message(statistics["leakage"])
-        warnings.warn(statistics["leakage_warning"], LeakageWarning, stacklevel=2)
+        if statistics["leakage_warning"]:
+            warnings.warn(statistics["leakage_warning"], LeakageWarning, stacklevel=2)
     del state, cut
     card = {
         "schema": SCHEMA_VERSION,

@@ -171,7 +171,7 @@ class PopularityScorer:
 
     def __init__(self, name: str, train_count: np.ndarray) -> None:
         self.name = name
-        self.train_count = torch.as_tensor(np.asarray(train_count), dtype=torch.float32)
+        self.train_count = torch.tensor(np.asarray(train_count), dtype=torch.float32)
 
     def scores(self, rows: np.ndarray) -> torch.Tensor:
         """float32 (B, N), a view of one row."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import warnings
 from pathlib import Path
 
-from llmrec.data.errors import DataError, LeakageWarning
+from llmrec.data.errors import DataError
 from llmrec.data.options import prepare_from_options
 from llmrec.data.prepared import CARD_FILE
 from llmrec.training.arguments import DataArguments
@@ -27,11 +26,7 @@ def ensure_prepared(arguments: DataArguments) -> None:
         return
     if not folder.exists():
         logger.info("preparing %s", folder)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", LeakageWarning)
-            prepare_from_options(arguments.prepare_options(), folder, echo=logger.info)
-        for warning in caught:
-            logger.warning("warning: %s", warning.message)
+        prepare_from_options(arguments.prepare_options(), folder, echo=logger.info)
     elif (folder / CARD_FILE).is_file():
         _check_options(arguments, folder)
 

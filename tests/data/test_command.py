@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 
 from llmrec.cli import main
-from llmrec.data.errors import DataError
+from llmrec.data.errors import DataError, LeakageWarning
 from llmrec.data.options import PrepareOptions, prepare_from_options
 from llmrec.data.prepared import load_prepared
 from llmrec.data.source import Source
 
 
 def test_prints_steps_and_statistics(events_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with events_file.open("a") as stream:  # a user whose training events are later than the others' targets
+        stream.writelines(f"u9,i0,{4_000_000_000 + step}\n" for step in range(4))
+    warnings.simplefilter("default", LeakageWarning)  # until this test ends: see the fixture `quiet`
     output = tmp_path / "out"
     arguments = ["--interactions", str(events_file), "--items", str(events_file.with_name("items.csv"))]
     assert main(["prepare", *arguments, "--k-core", "0", "--output", str(output)]) == 0
@@ -25,7 +29,7 @@ def test_prints_steps_and_statistics(events_file: Path, tmp_path: Path, capsys: 
         assert step["hash"] in out
     assert "Users by number of domains" in out
     assert f"hash {data.hash}" in out
-    assert "warning: leave-one-out leaks across users" in err
+    assert "llmrec: warning: leave-one-out leaks across users" in err
 
 
 def test_sources_formats_and_options(tmp_path: Path, write_lines) -> None:

@@ -59,7 +59,7 @@ def test_card_is_readable(card) -> None:
     assert front["size_categories"] == ["n<1K"]
     assert card["hash"] in text
     assert "**Order policy `time`**" in text
-    assert "Warning: leave-one-out leaks across users" in text
+    assert "Warning" not in text  # no training event is later than a test target
     assert "| A | 3 | 2 | 1 |" in text
     for line in text.splitlines():
         if line.startswith("|---"):
