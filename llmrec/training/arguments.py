@@ -1,4 +1,4 @@
-"""Arguments of a training run: model, data, training."""
+"""Arguments of the training itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
-from llmrec.data.options import PrepareOptions
 from llmrec.evaluation.protocols import get_protocol
 from llmrec.training.precision import resolve_precision, runs_on_cpu
 from llmrec.training.validation import METRICS
@@ -19,164 +18,6 @@ LEARNING_RATE = {"lora": 2e-4, "full": 5e-5, "frozen": 1e-3}
 
 NEGATIVES = {"sampled_softmax": 10, "bce": 1, "in_batch": 0}
 """Default negatives of an example by loss: the paper's, its summary's, and none beside the batch's own targets."""
-
-
-@dataclass
-class ModelArguments:
-    """The backbone, what is trained of it, and everything that changes a vector."""
-
-    backbone: str = field(
-        default="sentence-transformers/all-MiniLM-L6-v2",
-        metadata={"help": "Hub id or folder of the pre-trained language model."},
-    )
-    backbone_revision: str | None = field(
-        default=None, metadata={"help": "Revision of the backbone's repository on the Hub."}
-    )
-    preset: Literal["default", "paper"] = field(
-        default="default", metadata={"help": "Text layout, pooling and loss by the kind of backbone."}
-    )
-    tuning: Literal["full", "lora", "frozen"] = field(
-        default="lora",
-        metadata={"help": "Train all weights, low-rank adapters and the head, or the head alone."},
-    )
-    pooling: Literal["cls", "last", "mean"] | None = field(
-        default=None,
-        metadata={"help": "Hidden states that become the vector; the preset's choice if not given."},
-    )
-    projection_dim: int | None = field(default=None, metadata={"help": "Size of a linear projection after pooling."})
-    normalize: bool | None = field(
-        default=None, metadata={"help": "Scale vectors to length 1; the preset's choice if not given."}
-    )
-    temperature: float | None = field(
-        default=None,
-        metadata={"help": "Divisor of the scores in the loss; the preset's choice if not given."},
-    )
-    learn_temperature: bool = field(default=False, metadata={"help": "Train the temperature."})
-    max_history_items: int | None = field(default=None, metadata={"help": "Newest items of a history that are read."})
-    max_title_tokens: int | None = field(
-        default=None, metadata={"help": "Tokens kept of each title, separator included."}
-    )
-    max_history_tokens: int | None = field(
-        default=None, metadata={"help": "Tokens of a whole history, special tokens included."}
-    )
-    item_order: Literal["oldest_first", "newest_first"] | None = field(
-        default=None, metadata={"help": "Order of the titles of a history."}
-    )
-    item_separator: str | None = field(default=None, metadata={"help": "Text after each title."})
-    contrastive_loss: Literal["sampled_softmax", "in_batch", "bce"] | None = field(
-        default=None, metadata={"help": "The loss; the preset's choice if not given."}
-    )
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
-    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapters, divided by their rank."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapters."})
-    lora_target_modules: list[str] = field(
-        default_factory=lambda: ["all-linear"],
-        metadata={"help": "Modules that get adapters: all-linear, or names of linear layers."},
-    )
-    attn_implementation: str | None = field(
-        default=None,
-        metadata={"help": "Attention kernel of the backbone (sdpa, eager, flash_attention_2, …)."},
-    )
-    save_form: Literal["full", "adapter"] = field(
-        default="full",
-        metadata={"help": "What model/ holds: all weights (LoRA merged), or the adapter alone."},
-    )
-
-    def __post_init__(self) -> None:
-        if self.save_form == "adapter" and self.tuning != "lora":
-            raise ValueError(f"save_form='adapter' needs tuning='lora', not {self.tuning!r}")
-        if self.tuning == "frozen" and self.projection_dim is None and not self.learn_temperature:
-            raise ValueError(
-                "tuning='frozen' leaves nothing to train without a head: set projection_dim (for example 128)"
-            )
-        if self.tuning == "lora" and self.lora_r < 1:
-            raise ValueError(f"lora_r={self.lora_r} must be at least 1")
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"lora_dropout={self.lora_dropout} must be in [0, 1)")
-
-    @property
-    def config_overrides(self) -> dict[str, object]:
-        """Fields of `LLMRecConfig` that were asked for; the preset chooses the others."""
-        fields = (
-            "pooling",
-            "projection_dim",
-            "normalize",
-            "temperature",
-            "max_history_items",
-            "max_title_tokens",
-            "max_history_tokens",
-            "item_order",
-            "item_separator",
-            "contrastive_loss",
-        )
-        asked = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
-        return asked | ({"learn_temperature": True} if self.learn_temperature else {})
-
-
-@dataclass
-class DataArguments:
-    """Prepared data, and how it is prepared where the folder does not exist yet (see `PrepareOptions`)."""
-
-    data: str | None = field(
-        default=None,
-        metadata={"help": "Folder of prepared data; made from the raw files if it does not exist."},
-    )
-    interactions: str | None = field(default=None, metadata={"help": "Raw interactions of all domains."})
-    items: str | None = field(default=None, metadata={"help": "Raw items and titles that belong to them."})
-    sources: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Raw files of one domain each, DOMAIN=interactions[,items], instead of the two above."},
-    )
-    data_format: str = field(
-        default="tables",
-        metadata={"help": "Format of the raw files: tables, amazon-2018, amazon-2023, movielens."},
-    )
-    columns: list[str] = field(
-        default_factory=list, metadata={"help": "Names of the columns in raw tables, each OURS=THEIRS."}
-    )
-    time_unit: str = field(default="s", metadata={"help": "Unit of numeric timestamps in raw tables: s or ms."})
-    domains: list[str] | None = field(default=None, metadata={"help": "Keep these domains only."})
-    k_core: int = field(default=5, metadata={"help": "Least interactions of every user and item; 0 for no k-core."})
-    k_core_scope: str = field(
-        default="merged",
-        metadata={"help": "Count interactions over all domains (merged) or in each (domain)."},
-    )
-    untitled: str = field(default="drop", metadata={"help": "Items without a title: drop or keep."})
-    missing_items: str = field(
-        default="error",
-        metadata={"help": "Items of interactions that the items file lacks: error or untitled."},
-    )
-    order_policy: str = field(
-        default="time", metadata={"help": "Order of a user's events: time, interleave or domain-blocks."}
-    )
-    split: str = field(default="leave-one-out", metadata={"help": "leave-one-out or global-time."})
-    quantiles: list[float] = field(
-        default_factory=lambda: [0.8, 0.9],
-        metadata={"help": "For global-time: shares of the interactions before the two windows."},
-    )
-    cuts: list[str] | None = field(
-        default=None, metadata={"help": "For global-time: the two moments themselves, such as 2014-01-01."}
-    )
-    max_users: int | None = field(
-        default=None, metadata={"help": "Keep this many users, chosen by a hash of their id."}
-    )
-
-    def __post_init__(self) -> None:
-        if not self.data:
-            raise ValueError("data is not given: name the folder of prepared data, for example --data prepared/shop")
-        for column in self.columns:
-            if not all(column.partition("=")):
-                raise ValueError(f"columns: {column!r} is not of the form OURS=THEIRS")
-
-    @property
-    def has_raw_files(self) -> bool:
-        """Whether the arguments say what to prepare the data from."""
-        return bool(self.interactions or self.sources)
-
-    def prepare_options(self) -> PrepareOptions:
-        """The same for `llmrec.data.options.prepare_from_options`."""
-        shared = {name: getattr(self, name) for name in PrepareOptions.__dataclass_fields__ if hasattr(self, name)}
-        return PrepareOptions(**{**shared, "columns": dict(column.split("=", 1) for column in self.columns)})
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 from llmrec.data.errors import DataError
 from llmrec.data.options import prepare_from_options
 from llmrec.data.prepared import CARD_FILE
-from llmrec.training.arguments import DataArguments
+from llmrec.training.data_arguments import DataArguments
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ from llmrec.evaluation.runner import TUNED, UNTUNED, EvaluationData, evaluate_sy
 from llmrec.hub.export import save_model
 from llmrec.retrieval.encoding import encode_histories, encode_titles
 from llmrec.retrieval.scorers import EmbeddingScorer
-from llmrec.training.arguments import LLMRecTrainingArguments, ModelArguments
+from llmrec.training.arguments import LLMRecTrainingArguments
 from llmrec.training.model import build_model
+from llmrec.training.model_arguments import ModelArguments
 from llmrec.training.processes import share_of
 from llmrec.training.run_folder import RunFolder
 from llmrec.training.validation import Embeddings, embed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmrec.backbones import resolve_backbone
-from llmrec.training.arguments import ModelArguments
+from llmrec.training.model_arguments import ModelArguments
 from modeling_llmrec import LLMRecModel, LLMRecProcessor
 
 

@@ -11,7 +11,9 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-from llmrec.training.arguments import DataArguments, LLMRecTrainingArguments, ModelArguments
+from llmrec.training.arguments import LLMRecTrainingArguments
+from llmrec.training.data_arguments import DataArguments
+from llmrec.training.model_arguments import ModelArguments
 
 DATACLASSES = (ModelArguments, DataArguments, LLMRecTrainingArguments)
 

@@ -21,13 +21,15 @@ from llmrec.data.title_tokens import TitleTokens
 from llmrec.evaluation.protocols import get_protocol
 from llmrec.evaluation.report import write_report
 from llmrec.evaluation.runner import EvaluationData, sample_rows
-from llmrec.training.arguments import DataArguments, LLMRecTrainingArguments, ModelArguments
+from llmrec.training.arguments import LLMRecTrainingArguments
 from llmrec.training.checkpoints import check_resumable, last_complete, remove_incomplete, write_json
 from llmrec.training.collator import Collator, expected_counts
 from llmrec.training.data import ensure_prepared
+from llmrec.training.data_arguments import DataArguments
 from llmrec.training.examples import PrefixExamples, split_histories
 from llmrec.training.final import evaluate_and_save
 from llmrec.training.model import build_model
+from llmrec.training.model_arguments import ModelArguments
 from llmrec.training.negatives import NegativeSampler
 from llmrec.training.parsing import parse_arguments
 from llmrec.training.processes import check_world_size, on_main

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from llmrec.training.arguments import ModelArguments
+from llmrec.training.model_arguments import ModelArguments
 
 logger = logging.getLogger(__name__)
 

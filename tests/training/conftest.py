@@ -16,8 +16,9 @@ from llmrec.data.prepare import prepare
 from llmrec.data.prepared import load_prepared
 from llmrec.data.source import Source
 from llmrec.data.title_tokens import TitleTokens
-from llmrec.training.arguments import LLMRecTrainingArguments, ModelArguments
+from llmrec.training.arguments import LLMRecTrainingArguments
 from llmrec.training.model import build_model
+from llmrec.training.model_arguments import ModelArguments
 from llmrec.training.run import build_trainer
 from llmrec.training.tuning import apply_tuning
 

@@ -7,8 +7,9 @@ import torch
 import yaml
 
 from llmrec.training import precision
-from llmrec.training.arguments import DataArguments, ModelArguments
 from llmrec.training.data import ensure_prepared
+from llmrec.training.data_arguments import DataArguments
+from llmrec.training.model_arguments import ModelArguments
 from llmrec.training.parsing import ArgumentsError, parse_arguments
 from llmrec.training.run import main
 from llmrec.training.run_folder import RunFolder, RunFolderError, resolved_config, write_yaml

@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 
 from llmrec.data.prepared import load_prepared
 from llmrec.data.title_tokens import TitleTokens
-from llmrec.training.arguments import LLMRecTrainingArguments, ModelArguments
+from llmrec.training.arguments import LLMRecTrainingArguments
 from llmrec.training.model import build_model
+from llmrec.training.model_arguments import ModelArguments
 from llmrec.training.run import build_trainer
 from llmrec.training.tuning import apply_tuning
 from tests.training.test_trainer import Gradients, no_dropout
