@@ -75,6 +75,7 @@ def load_with_adapters(
         ValueError: where no backbone is named, or an adapter does not fit it.
         OSError: where the backbone or an adapter's safetensors file is missing.
     """
+    dtype = dtype if dtype is not None else kwargs.get("torch_dtype")  # its name in older releases
     if device_map is not None:
         raise ValueError("An adapter checkpoint does not take device_map: load it, then call model.to(device).")
     if not config.backbone_name_or_path:

@@ -156,8 +156,8 @@ def parse_moment(text: str) -> int:
     """
     try:
         return round(float(text) * 1000)
-    except ValueError:
-        pass
+    except (ValueError, OverflowError):
+        pass  # not a number of seconds: a date, or the error below
     try:
         moment = dt.datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.10 knows no Z
     except ValueError as error:

@@ -165,6 +165,15 @@ def test_peft_users_load_the_same_adapter_their_own_way(minilm: str, tmp_path: P
     torch.testing.assert_close(_vectors(loaded, processor)[0], expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_adapters_load_in_the_type_asked_for(minilm: str, tmp_path: Path, name: str) -> None:
+    model, processor = _small(minilm)
+    save_model(_lora(model), processor, tmp_path / "m", form="adapter")
+    half = LLMRecModel.from_pretrained(tmp_path / "m", **{name: torch.bfloat16})
+    assert half.backbone.dtype == torch.bfloat16
+    assert LLMRecModel.from_pretrained(tmp_path / "m").backbone.dtype == torch.float32
+
+
 def test_an_adapter_of_another_backbone_is_refused(minilm: str, tmp_path: Path) -> None:
     model, processor = _small(minilm)
     save_model(_lora(model), processor, tmp_path / "m", form="adapter")

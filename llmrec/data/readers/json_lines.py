@@ -41,15 +41,6 @@ def read_json_lines(path: Path, columns: Sequence[str], *, optional: Sequence[st
     return frame.drop([key for key in optional if key in absent])
 
 
-def keys_of_first_line(path: Path) -> list[str]:
-    """Name the keys of the first object, for messages and for finding optional columns."""
-    for first_line, block in _blocks(path, block_bytes=1024 * 1024):
-        for offset, line in enumerate(block.splitlines()):
-            if line.strip():
-                return list(_parse_line(path, first_line + offset, line))
-    raise DataError("the file is empty", file=path)
-
-
 def line_of_record(path: Path, record: int) -> str:
     """Find the 1-based line of a 0-based record; blank lines are not records."""
     seen = -1
@@ -61,11 +52,11 @@ def line_of_record(path: Path, record: int) -> str:
     return f"record {record + 1}"
 
 
-def _blocks(path: Path, block_bytes: int | None = None) -> Iterator[tuple[int, bytes]]:
+def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
     """Give (1-based number of the first line, whole lines) until the file ends."""
     first_line = 1
     with open_binary(path) as stream, tqdm(desc=path.name, unit="B", unit_scale=True, delay=1.0) as progress:
-        while block := stream.read(block_bytes or BLOCK_BYTES):
+        while block := stream.read(BLOCK_BYTES):
             block += stream.readline()
             yield first_line, block
             first_line += block.count(b"\n")
