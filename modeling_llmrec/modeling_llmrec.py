@@ -17,14 +17,28 @@ from transformers.utils import ModelOutput
 from .backbone import build_backbone, load_backbone
 from .checkpoint import load_with_adapters, save_adapters, write_code
 from .configuration_llmrec import LLMRecConfig
+from .gather import gather_rows
 from .heads import ContrastiveHead, LogitScale
 from .losses import binary_cross_entropy, in_batch_infonce, sampled_softmax
-from .pooling import pool
-from .presets import preset_fields
+from .packing import PackedTexts
+from .pooling import pool, pool_packed
+from .presets import is_causal, preset_fields
 from .processing_llmrec import LLMRecProcessor
+from .reading import read_packed
 
 # Their activations leave the range of float16, and vectors turn into NaN without a warning.
 FP16_OVERFLOWS = {"t5", "mt5", "umt5"}
+
+
+def _rows(vectors: Tensor | None, index: Tensor | None) -> Tensor | None:
+    return None if vectors is None or index is None else vectors[index]
+
+
+def _beside(items: Tensor | None, bank: Tensor | None) -> Tensor | None:
+    """Columns of the items and of the bank, side by side; both are given, or neither is."""
+    if (items is None) != (bank is None):
+        raise ValueError("The masks and log counts of a bank go together with those of the items.")
+    return None if items is None or bank is None else torch.cat([items, bank.to(items)], dim=-1)
 
 
 @dataclass
@@ -36,13 +50,17 @@ class LLMRecOutput(ModelOutput):
         scores (`torch.FloatTensor` of shape `(histories, items)`, *optional*):
             Dot products, where items were given; not divided by the temperature.
         user_embeds (`torch.FloatTensor` of shape `(histories, embedding_dim)`, *optional*)
-        item_embeds (`torch.FloatTensor` of shape `(items, embedding_dim)`, *optional*)
+        item_embeds (`torch.FloatTensor` of shape `(items, embedding_dim)`, *optional*):
+            With items of several ranks, those of all ranks.
+        embeddings (`torch.FloatTensor` of shape `(vectors, embedding_dim)`, *optional*):
+            All vectors of packed texts, in their order.
     """
 
     loss: Tensor | None = None
     scores: Tensor | None = None
     user_embeds: Tensor | None = None
     item_embeds: Tensor | None = None
+    embeddings: Tensor | None = None
 
 
 class LLMRecModel(PreTrainedModel):
@@ -117,6 +135,25 @@ class LLMRecModel(PreTrainedModel):
         """Vectors of items. Arguments and result as in [`get_user_embeddings`]."""
         return self._embed(input_ids, attention_mask)
 
+    def get_packed_embeddings(self, texts: PackedTexts | list[PackedTexts]) -> Tensor:
+        """Vectors of packed texts, histories and items alike.
+
+        Args:
+            texts: packed texts, or several passes of them, which go through the backbone one after the other.
+
+        Returns:
+            (vectors, embedding_dim) float32, pass by pass.
+        """
+        passes = texts if isinstance(texts, list) else [texts]
+        self._refuse_fp16_overflow(passes[0].input_ids.device.type)
+        causal = is_causal(self.config.text_config) and not self.config.encoder_only
+        vectors = []
+        for packed in passes:
+            hidden = read_packed(self.backbone, packed, causal)
+            with torch.autocast(device_type=hidden.device.type, enabled=False):
+                vectors.append(self.head(pool_packed(hidden, packed, self.config.pooling)))
+        return vectors[0] if len(vectors) == 1 else torch.cat(vectors)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -126,35 +163,70 @@ class LLMRecModel(PreTrainedModel):
         positive_index: Tensor | None = None,
         candidate_mask: Tensor | None = None,
         item_log_q: Tensor | None = None,
+        texts: PackedTexts | list[PackedTexts] | None = None,
+        vectors: Tensor | None = None,
+        user_index: Tensor | None = None,
+        item_index: Tensor | None = None,
+        items_per_rank: int | None = None,
+        bank: Tensor | None = None,
+        bank_mask: Tensor | None = None,
+        bank_log_q: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> LLMRecOutput | tuple[Tensor, ...]:
         """Read histories and items, score every pair, and compute the config's loss.
 
+        Texts come padded (the first four arguments), packed (`texts`), or read already (`vectors`).
+
         Args:
             input_ids, attention_mask: (histories, length). May be left out to embed items alone.
             item_input_ids, item_attention_mask: (items, length), each item of the batch once.
-            positive_index: (histories,) row of each history's target among the items. Gives a loss.
+            positive_index: (histories,) column of each history's target among the items. Gives a loss.
             candidate_mask: (histories, items), True where an item counts in that history's loss.
             item_log_q: (items,) log expected count of each item in a batch (logQ correction);
                 only for `contrastive_loss="in_batch"`.
+            texts: packed texts; without `user_index` and `item_index` they are embedded and nothing else.
+            vectors: (vectors, embedding_dim) instead of texts: the loss alone, for gradient caching.
+            user_index, item_index: (histories,), (items,) rows of the vectors.
+            items_per_rank: with several ranks, the largest number of items of one of them. Items of all ranks are then
+                the columns, `items_per_rank` for each rank in turn, and the three arguments about items name those.
+            bank: (extra, embedding_dim) vectors of further candidates, without gradient.
+            bank_mask, bank_log_q: (histories, extra), (extra,), as for the items.
 
         Returns:
             [`LLMRecOutput`], or a tuple of its fields that are set with `return_dict=False`.
         """
-        if input_ids is None and item_input_ids is None:
-            raise ValueError("Pass input_ids (histories), item_input_ids (items), or both.")
-        user_embeds = None if input_ids is None else self.get_user_embeddings(input_ids, attention_mask)
-        item_embeds = None if item_input_ids is None else self.get_item_embeddings(item_input_ids, item_attention_mask)
+        user_embeds = item_embeds = embeddings = None
+        if texts is not None or vectors is not None:
+            if input_ids is not None or item_input_ids is not None or (texts is not None and vectors is not None):
+                raise ValueError("Pass padded input_ids, packed texts, or vectors: one of them.")
+            embeddings = vectors if texts is None else self.get_packed_embeddings(texts)
+            user_embeds = _rows(embeddings, user_index)
+            item_embeds = _rows(embeddings, item_index)
+        elif input_ids is None and item_input_ids is None:
+            raise ValueError("Pass input_ids (histories), item_input_ids (items), both, or packed texts.")
+        else:
+            if input_ids is not None:
+                user_embeds = self.get_user_embeddings(input_ids, attention_mask)
+            if item_input_ids is not None:
+                item_embeds = self.get_item_embeddings(item_input_ids, item_attention_mask)
         scores = loss = None
         if user_embeds is not None and item_embeds is not None:
             # In half precision a target ties with its neighbours; float32 costs nothing here.
             with torch.autocast(device_type=user_embeds.device.type, enabled=False):
+                if items_per_rank is not None:
+                    item_embeds = gather_rows(item_embeds, items_per_rank)
+                if bank is not None:
+                    item_embeds = torch.cat([item_embeds, bank.to(item_embeds)])
+                    candidate_mask = _beside(candidate_mask, bank_mask)
+                    item_log_q = _beside(item_log_q, bank_log_q)
                 scores = user_embeds @ item_embeds.T
                 if positive_index is not None:
                     loss = self._loss(scores, positive_index, candidate_mask, item_log_q)
         elif positive_index is not None:
-            raise ValueError("A loss needs both histories (input_ids) and items (item_input_ids).")
-        output = LLMRecOutput(loss=loss, scores=scores, user_embeds=user_embeds, item_embeds=item_embeds)
+            raise ValueError("A loss needs both histories and items.")
+        output = LLMRecOutput(
+            loss=loss, scores=scores, user_embeds=user_embeds, item_embeds=item_embeds, embeddings=embeddings
+        )
         return output.to_tuple() if return_dict is False else output
 
     def _loss(
