@@ -148,6 +148,8 @@ class LLMRecConfig(PreTrainedConfig):
         # The backbone's own name is a field of ours; its path on this machine is nobody's business.
         if isinstance(output.get("text_config"), dict):
             output["text_config"].pop("_name_or_path", None)
+            # How a backbone was quantised while it was loaded; read back, it would promise weights stored in 4 bits.
+            output["text_config"].pop("quantization_config", None)
         return output
 
 

@@ -22,6 +22,7 @@ class Subcommand(NamedTuple):
 
 SUBCOMMANDS = {
     "prepare": Subcommand("llmrec.data.command", "filter and split interactions into histories and a catalogue"),
+    "plan": Subcommand("llmrec.planning.command", "tell what a training will cost before it starts"),
     "evaluate": Subcommand("llmrec.evaluation.command", "rank the catalogue for every test user and write the metrics"),
     "recommend": Subcommand("llmrec.retrieval.command", "print the best items for a history of titles"),
     "demo-data": Subcommand("llmrec.data.demo_command", "write the demo's made-up interactions and items"),

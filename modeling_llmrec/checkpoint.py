@@ -60,6 +60,7 @@ def load_with_adapters(
     dtype: torch.dtype | str | None = None,
     attn_implementation: str | None = None,
     device_map: Any = None,
+    quantization_config: Any = None,
     **kwargs: Any,
 ) -> Any:
     """Load the backbone from its own repository, then every adapter over it, and switch on the default one.
@@ -70,6 +71,7 @@ def load_with_adapters(
         config: its `LLMRecConfig`, with `adapters` set.
         load_adapters: whether to load the adapters at all.
         hub: arguments of the Hub's client (`revision`, `token`, …).
+        quantization_config: 4-bit quantisation of the backbone, as in transformers.
 
     Raises:
         ValueError: where no backbone is named, or an adapter does not fit it.
@@ -84,6 +86,8 @@ def load_with_adapters(
     backbone_hub = {name: value for name, value in hub.items() if name not in ("revision", "subfolder")}
     if config.backbone_revision:
         backbone_hub["revision"] = config.backbone_revision
+    if quantization_config is not None:
+        backbone_hub["quantization_config"] = quantization_config
     backbone = load_backbone(
         config.backbone_name_or_path,
         # The stored text_config is the architecture the adapter was trained on; the loader may change its copy.
@@ -112,6 +116,10 @@ def _load_one(model: Any, name_or_path: str | os.PathLike, adapter: str, hub: di
     weights = cached_file(name_or_path, ADAPTER_WEIGHTS, **hub)
     peft_config = PeftConfig.from_pretrained(Path(cached_file(name_or_path, ADAPTER_CONFIG, **hub)).parent)
     inject_adapter_in_model(peft_config, model, adapter)
+    for name, parameter in model.named_parameters():
+        # Trained and saved in float32; over a backbone in half precision they would start, and be rounded, in its type.
+        if f".{adapter}." in name and parameter.is_floating_point():
+            parameter.data = parameter.data.float()
     state = {key.removeprefix(PEFT_PREFIX): value for key, value in load_file(weights).items()}
     try:
         result = set_peft_model_state_dict(model, state, adapter_name=adapter)
@@ -150,7 +158,8 @@ def save_adapters(model: Any, folder: str | os.PathLike, peft_configs: dict[str,
     config.adapters = {name: f"{ADAPTER_FOLDER}/{name}" for name in peft_configs}
     if config.default_adapter not in config.adapters:
         config.default_adapter = next(iter(config.adapters))
-    config.dtype = model.backbone.dtype
+    # Over a 4-bit backbone only what is not quantised has a floating type; its products are in bfloat16.
+    config.dtype = torch.bfloat16 if model.is_loaded_in_4bit else model.backbone.dtype
     config.architectures = [type(model).__name__]
     for name, subfolder in config.adapters.items():
         target = folder / subfolder

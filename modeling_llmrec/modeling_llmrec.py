@@ -19,6 +19,7 @@ from .checkpoint import load_with_adapters, save_adapters, write_code
 from .configuration_llmrec import LLMRecConfig
 from .gather import gather_rows
 from .heads import ContrastiveHead, LogitScale
+from .last_layer import find_last_layer, only_where_read
 from .losses import binary_cross_entropy, in_batch_infonce, sampled_softmax
 from .packing import PackedTexts
 from .pooling import pool, pool_packed
@@ -87,6 +88,8 @@ class LLMRecModel(PreTrainedModel):
         self.backbone = build_backbone(config.text_config, config.encoder_only) if backbone is None else backbone
         self.head = ContrastiveHead(config.text_config.hidden_size, config.projection_dim, config.normalize)
         self.logit_scale = LogitScale(config.temperature, config.learn_temperature)
+        # PEFT asks the outermost model which kind of adapter its linear layers need.
+        self.is_loaded_in_4bit = bool(getattr(self.backbone, "is_loaded_in_4bit", False))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -147,11 +150,16 @@ class LLMRecModel(PreTrainedModel):
         passes = texts if isinstance(texts, list) else [texts]
         self._refuse_fp16_overflow(passes[0].input_ids.device.type)
         causal = is_causal(self.config.text_config) and not self.config.encoder_only
+        last = find_last_layer(self.backbone) if causal and self.config.pooling == "last" else None
         vectors = []
         for packed in passes:
-            hidden = read_packed(self.backbone, packed, causal)
-            with torch.autocast(device_type=hidden.device.type, enabled=False):
-                vectors.append(self.head(pool_packed(hidden, packed, self.config.pooling)))
+            if last is None:
+                pooled = pool_packed(read_packed(self.backbone, packed, causal), packed, self.config.pooling)
+            else:
+                with only_where_read(last, packed.ends - 1):
+                    pooled = read_packed(self.backbone, packed, causal)[0].float()
+            with torch.autocast(device_type=pooled.device.type, enabled=False):
+                vectors.append(self.head(pooled))
         return vectors[0] if len(vectors) == 1 else torch.cat(vectors)
 
     def forward(
@@ -256,6 +264,7 @@ class LLMRecModel(PreTrainedModel):
         tokenizer: Any = None,
         dtype: torch.dtype | str | None = None,
         attn_implementation: str | None = None,
+        quantization_config: Any = None,
         **config_fields: Any,
     ) -> "LLMRecModel":
         """A model around a pre-trained language model.
@@ -265,8 +274,9 @@ class LLMRecModel(PreTrainedModel):
             revision: revision on the Hub.
             preset: `"default"`, or `"paper"` for the authors' text layout, pooling and loss.
             tokenizer: its tokenizer; loaded from the same place by default.
-            dtype: type of the weights (float32 by default).
+            dtype: type of the backbone's weights (float32 by default); the head is float32.
             attn_implementation: attention of the backbone, as in transformers.
+            quantization_config: 4-bit quantisation of the backbone, as in transformers.
             **config_fields: fields of [`LLMRecConfig`] that override the preset's.
 
         Raises:
@@ -274,6 +284,29 @@ class LLMRecModel(PreTrainedModel):
             ValueError: for weights that do not fit, an unknown preset or field, a tokenizer without a
                 special token that the preset needs.
         """
+        hub = {} if revision is None else {"revision": revision}
+        config = cls.config_for_backbone(
+            name_or_path, revision=revision, preset=preset, tokenizer=tokenizer, **config_fields
+        )
+        options = {"dtype": dtype or torch.float32, "attn_implementation": attn_implementation}
+        if quantization_config is not None:
+            options["quantization_config"] = quantization_config
+        backbone = load_backbone(name_or_path, config.text_config, bool(config.encoder_only), **hub, **options)
+        config.text_config = backbone.config
+        # The caller may train at once or encode at once; like every from_pretrained, start in eval mode.
+        return cls(config, backbone=backbone).eval()
+
+    @classmethod
+    def config_for_backbone(
+        cls,
+        name_or_path: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        preset: str = "default",
+        tokenizer: Any = None,
+        **config_fields: Any,
+    ) -> Any:
+        """The `LLMRecConfig` that [`from_backbone`] makes; no weights are read. Arguments and errors as there."""
         hub = {} if revision is None else {"revision": revision}
         unknown = sorted(set(config_fields) - {field.name for field in fields(cls.config_class)})
         if unknown:
@@ -289,12 +322,7 @@ class LLMRecModel(PreTrainedModel):
             **preset_fields(preset, text_config, tokenizer),
             **config_fields,
         }
-        config = cls.config_class(text_config=text_config, **values)
-        options = {"dtype": dtype or torch.float32, "attn_implementation": attn_implementation}
-        backbone = load_backbone(name_or_path, text_config, bool(config.encoder_only), **hub, **options)
-        config.text_config = backbone.config
-        # The caller may train at once or encode at once; like every from_pretrained, start in eval mode.
-        return cls(config, backbone=backbone).eval()
+        return cls.config_class(text_config=text_config, **values)
 
     @classmethod
     def from_pretrained(

@@ -54,14 +54,17 @@ class Segments:
     def _make_mask(self, bucket: int, window: int | None) -> Tensor | None:
         index, filled = self.index[bucket], self.filled[bucket]
         length = index.shape[1]
+        queries = None if self.queries is None else self.queries[index]
+        if queries is not None and queries.device.type == "cpu" and not bool(queries.any()):
+            queries = None  # a mask less; on an accelerator the look would wait for the device
         if not self.causal and (window is None or window >= length):
             return filled[:, None, None, :]
-        if self.causal and self.queries is None and (window is None or window >= length):
+        if self.causal and queries is None and (window is None or window >= length):
             return None  # padding stands on the right, where no real token looks
         mask = torch.ones((len(index), length, length), dtype=torch.bool, device=index.device)
         mask = mask.tril() if self.causal else mask & filled[:, None, :]
-        if self.queries is not None:
-            mask &= queries_apart(self.queries[index])
+        if queries is not None:
+            mask &= queries_apart(queries)
         if window is not None:
             positions = self.positions[index]
             mask &= (positions[:, :, None] - positions[:, None, :]).abs() < window

@@ -22,6 +22,7 @@ HISTORIES_FOLDER = "histories"
 CATALOGUE_FILE = "catalogue.parquet"
 CARD_FILE = "data_card.json"
 README_FILE = "README.md"
+CACHE_FOLDER = "cache"  # what can be made again from the rest; no part of the contents that are checked
 
 
 @dataclass(frozen=True, eq=False)

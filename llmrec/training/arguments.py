@@ -10,7 +10,9 @@ from typing import Literal
 from transformers import TrainingArguments
 
 from llmrec.evaluation.protocols import get_protocol
+from llmrec.training.optimizers import check_optimizer
 from llmrec.training.precision import resolve_precision, runs_on_cpu
+from llmrec.training.sharding import load_models_whole
 from llmrec.training.validation import METRICS
 
 LEARNING_RATE = {"lora": 2e-4, "full": 5e-5, "frozen": 1e-3}
@@ -51,6 +53,50 @@ class LLMRecTrainingArguments(TrainingArguments):
     logq_correction: bool = field(
         default=False,
         metadata={"help": "Subtract the log of each item's expected count in a batch (in_batch only)."},
+    )
+    shared_negatives: int = field(
+        default=0,
+        metadata={
+            "help": "Titles drawn uniformly for each domain of a batch's targets, and shared by the examples of that "
+            "domain (in_batch only)."
+        },
+    )
+    gather_negatives: bool = field(
+        default=True, metadata={"help": "Contrast with the items of all processes of a step (in_batch only)."}
+    )
+    catalogue_negatives: int = field(
+        default=0,
+        metadata={
+            "help": "Negatives drawn for each batch from a cached matrix of the catalogue's vectors, without gradients "
+            "of their own; -1 for the whole catalogue (in_batch only)."
+        },
+    )
+    catalogue_refresh_steps: int = field(
+        default=100, metadata={"help": "Steps after which that matrix is computed anew."}
+    )
+    packing: Literal["auto", "segments", "mask", "flex", "flash", "off"] = field(
+        default="auto",
+        metadata={
+            "help": "How texts share rows: attention text by text (segments), rows under a block mask (mask, flex), "
+            "variable-length flash attention (flash), or one padded row a text (off); auto takes the fastest that fits."
+        },
+    )
+    share_prefixes: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Read a user's history once for all its targets; by default where the backbone is causal, the last "
+            "token is pooled, and titles stand oldest first."
+        },
+    )
+    row_tokens: int | None = field(
+        default=None, metadata={"help": "Tokens of a packed row (mask, flex); by default 256, or the longest text."}
+    )
+    max_pass_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens that go through the backbone at a time; larger batches are computed by gradient caching, "
+            "with the same gradients in less memory."
+        },
     )
     max_train_examples: int | None = field(
         default=None,
@@ -150,6 +196,7 @@ class LLMRecTrainingArguments(TrainingArguments):
         if self.learning_rate is None:
             self.learning_rate = LEARNING_RATE["lora"]
         super().__post_init__()
+        load_models_whole()
 
     def resolve_defaults(self, tuning: str, loss: str) -> None:
         """Fill in what depends on the tuning and the loss, and check what they exclude.
@@ -165,8 +212,9 @@ class LLMRecTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"negatives_per_example={self.negatives_per_example}: contrastive_loss={loss!r} needs at least 1"
             )
-        if self.logq_correction and loss != "in_batch":
-            raise ValueError(f"logq_correction corrects in-batch negatives; contrastive_loss={loss!r} has none")
+        for name in ("logq_correction", "shared_negatives", "catalogue_negatives"):
+            if getattr(self, name) and loss != "in_batch":
+                raise ValueError(f"{name}={getattr(self, name)} needs contrastive_loss='in_batch', not {loss!r}")
 
     @property
     def resume_path(self) -> str | None:
@@ -215,12 +263,22 @@ class LLMRecTrainingArguments(TrainingArguments):
             "encode_batch_tokens",
             "per_device_train_batch_size",
             "gradient_accumulation_steps",
+            "catalogue_refresh_steps",
+            "row_tokens",
+            "max_pass_tokens",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+        if self.shared_negatives < 0:
+            raise ValueError(f"shared_negatives={self.shared_negatives} must be at least 0")
+        if self.catalogue_negatives < -1:
+            raise ValueError(f"catalogue_negatives={self.catalogue_negatives} must be at least 0, or -1 for all")
+        if self.packing == "off" and (self.share_prefixes or self.max_pass_tokens):
+            raise ValueError("packing='off' excludes share_prefixes and max_pass_tokens: both work on packed texts")
         for protocol in (self.eval_protocol, *self.test_protocols):
             get_protocol(protocol)
+        check_optimizer(str(getattr(self.optim, "value", self.optim)))
         known = [f"eval_{name}" for name in METRICS]
         if self.metric_for_best_model not in (None, *known):
             raise ValueError(
@@ -246,6 +304,6 @@ _INSTEAD = {
     "push_to_hub": "publish the finished run with push_to_hub.py",
     "do_predict": "the final evaluation writes ranks.parquet",
     "resume_from_checkpoint": "say resume",
-    "deepspeed": "use DDP (accelerate launch or torchrun)",
-    "fsdp": "use DDP (accelerate launch or torchrun)",
+    "deepspeed": "start with accelerate launch --config_file configs/accelerate/deepspeed_zero3.yaml",
+    "fsdp": "start with accelerate launch --config_file configs/accelerate/fsdp2.yaml",
 }

@@ -11,11 +11,15 @@ from llmrec.evaluation.histories import Histories
 
 
 class Example(TypedDict):
-    """One training example; histories and targets are item indices of the catalogue."""
+    """One training example; histories and targets are item indices of the catalogue.
+
+    `position` is the target's place among the events of all histories (`Histories.values`).
+    """
 
     example: int
     epoch: int
     user: int
+    position: int
     history: np.ndarray
     target: int
 
@@ -23,6 +27,30 @@ class Example(TypedDict):
 def split_histories(split: Any) -> Histories:
     """The column `history` of a `datasets.Dataset`, without making Python lists of it."""
     return Histories.of(split.with_format("arrow")[:]["history"])
+
+
+def window_starts(
+    histories: Histories, positions: np.ndarray, tokens_before: np.ndarray, max_history_items: int, room: int
+) -> np.ndarray:
+    """Where the part of a history that is read begins, for many targets at once.
+
+    As `LLMRecProcessor.kept_items` one by one: the newest `max_history_items` events before the target whose titles
+    fit into `room` tokens together. A later target never has an earlier start, so the targets of one start are
+    neighbours, and one text can serve them all.
+
+    Args:
+        histories: training histories.
+        positions: (n,) place of each target in `histories.values`; none the first event of its user.
+        tokens_before: (events + 1,) tokens of the titles of all events before each event.
+        max_history_items: limit in events.
+        room: limit in tokens, special tokens left out; no title is longer.
+
+    Returns:
+        (n,) int64 place of the first event of each window.
+    """
+    users = np.searchsorted(histories.offsets, positions, side="right") - 1
+    fitting = np.searchsorted(tokens_before, tokens_before[positions] - room, side="left")
+    return np.maximum.reduce([histories.offsets[users], positions - max_history_items, fitting])
 
 
 class PrefixExamples(Dataset):
@@ -35,18 +63,25 @@ class PrefixExamples(Dataset):
         max_history_items: newest items of a prefix that an example carries.
         max_examples: keep this many examples, drawn once with `seed`; `None` for all.
         seed: of that draw.
+        by_user: whether an epoch keeps the examples of a user together, for prefix sharing (see `EpochSampler`).
 
     Raises:
         ValueError: if no history has two events, or `max_examples` is below 1.
     """
 
     def __init__(
-        self, histories: Histories, max_history_items: int, max_examples: int | None = None, seed: int = 0
+        self,
+        histories: Histories,
+        max_history_items: int,
+        max_examples: int | None = None,
+        seed: int = 0,
+        by_user: bool = False,
     ) -> None:
         if max_examples is not None and max_examples < 1:
             raise ValueError(f"max_train_examples={max_examples} must be at least 1")
         self.histories = histories
         self.max_history_items = max_history_items
+        self.by_user = by_user
         is_target = np.ones(len(histories.values), dtype=bool)
         # The first event of a user has no history before it. (An empty history would point at a neighbour's event.)
         starts = histories.offsets[:-1][np.diff(histories.offsets) > 0]
@@ -76,6 +111,7 @@ class PrefixExamples(Dataset):
             example=example,
             epoch=self.epoch,
             user=user,
+            position=position,
             history=self.histories.values[start:position],
             target=int(self.histories.values[position]),
         )

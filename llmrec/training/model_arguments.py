@@ -62,6 +62,14 @@ class ModelArguments:
         default=None,
         metadata={"help": "Attention kernel of the backbone (sdpa, eager, flash_attention_2, …)."},
     )
+    backbone_dtype: Literal["float32", "bfloat16"] = field(
+        default="float32",
+        metadata={"help": "Type of the backbone's weights; bfloat16 halves their memory (tuning lora or frozen)."},
+    )
+    quantization: Literal["nf4"] | None = field(
+        default=None,
+        metadata={"help": "Load the backbone in 4 bits and train adapters over it (QLoRA; needs bitsandbytes)."},
+    )
     save_form: Literal["full", "adapter"] = field(
         default="full",
         metadata={"help": "What model/ holds: all weights (LoRA merged), or the adapter alone."},
@@ -78,6 +86,27 @@ class ModelArguments:
             raise ValueError(f"lora_r={self.lora_r} must be at least 1")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout={self.lora_dropout} must be in [0, 1)")
+        self._check_weight_format()
+
+    def _check_weight_format(self) -> None:
+        if self.backbone_dtype == "bfloat16" and self.tuning == "full":
+            raise ValueError(
+                "backbone_dtype='bfloat16' with tuning='full': a weight in bf16 keeps 8 significant bits, so most of "
+                "AdamW's small steps would round to nothing; train adapters (tuning='lora'), or say precision='bf16', "
+                "which computes in bf16 and keeps float32 weights"
+            )
+        if self.quantization is None:
+            return
+        if self.tuning != "lora":
+            raise ValueError(
+                f"quantization={self.quantization!r} needs tuning='lora', not {self.tuning!r}: 4-bit weights stay as "
+                "they are, and adapters learn over them"
+            )
+        if self.save_form != "adapter":
+            raise ValueError(
+                f"quantization={self.quantization!r} needs save_form='adapter': adapters cannot be merged into 4-bit "
+                "weights without a loss"
+            )
 
     @property
     def config_overrides(self) -> dict[str, object]:

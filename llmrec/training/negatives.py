@@ -80,6 +80,27 @@ class NegativeSampler:
                         break
         return np.fromiter(chosen, dtype=np.int64, count=self.n)
 
+    def draw_shared(self, epoch: int, example: int, targets: np.ndarray, n: int) -> np.ndarray:
+        """Negatives that all examples of a batch share: n titles for each domain of its targets.
+
+        Uniform and without replacement, nothing excluded: what an example must not be contrasted with, its mask says.
+
+        Args:
+            epoch, example: name the draw; `example` is the smallest one of the batch.
+            targets: (B,) item index of the batch's targets.
+            n: titles for each domain, or for all together where negatives come from everywhere.
+
+        Returns:
+            (drawn,) int64 representatives; all of a domain that has fewer.
+        """
+        drawn = [np.empty(0, dtype=np.int64)]
+        for code in np.unique(self._domain_codes[targets]).tolist() if n else []:
+            pool = self.pools[code]
+            # A fourth number that is never 0: a missing one would count as 0, and repeat the example's own draw.
+            rng = np.random.default_rng((self.seed, epoch, example, code + 1))
+            drawn.append(rng.choice(pool, size=n, replace=False) if n < len(pool) else pool)
+        return np.concatenate(drawn)
+
     def _draw_from_rest(
         self, rng: np.random.Generator, pool: np.ndarray, excluded: np.ndarray, target: int
     ) -> np.ndarray:

@@ -16,13 +16,20 @@ import transformers
 from accelerate import PartialState
 from transformers import set_seed
 
-from llmrec.data.prepared import PreparedData, load_prepared
+from llmrec.data.prepared import CACHE_FOLDER, PreparedData, load_prepared
 from llmrec.data.title_tokens import TitleTokens
 from llmrec.evaluation.protocols import get_protocol
 from llmrec.evaluation.report import write_report
 from llmrec.evaluation.runner import EvaluationData, sample_rows
 from llmrec.training.arguments import LLMRecTrainingArguments
-from llmrec.training.checkpoints import check_resumable, last_complete, remove_incomplete, write_json
+from llmrec.training.checkpoints import (
+    Batches,
+    check_batches,
+    check_resumable,
+    last_complete,
+    remove_incomplete,
+    write_json,
+)
 from llmrec.training.collator import Collator, expected_counts
 from llmrec.training.data import ensure_prepared
 from llmrec.training.data_arguments import DataArguments
@@ -31,11 +38,14 @@ from llmrec.training.final import evaluate_and_save
 from llmrec.training.model import build_model
 from llmrec.training.model_arguments import ModelArguments
 from llmrec.training.negatives import NegativeSampler
+from llmrec.training.packing import choose_packing
 from llmrec.training.parsing import parse_arguments
 from llmrec.training.processes import check_world_size, on_main
 from llmrec.training.run_folder import RunFolder, RunFolderError, resolved_config
+from llmrec.training.sharding import deepspeed_is_asked_for, fsdp_is_asked_for
+from llmrec.training.step_inputs import InputBuilder, gathers
 from llmrec.training.titles import TitleClasses
-from llmrec.training.trainer import LLMRecTrainer
+from llmrec.training.trainer import LLMRecTrainer, batches_of, mean_logged
 from llmrec.training.tuning import apply_tuning, check_adapters_learned, count_parameters
 from llmrec.training.validation import RankingValidation
 
@@ -78,15 +88,17 @@ def run(model_arguments: ModelArguments, data_arguments: DataArguments, argument
     # Nothing is written into the run folder before data and model have been found good.
     on_main(state, lambda: ensure_prepared(data_arguments))
     data = load_prepared(str(data_arguments.data))
-    title_tokens = TitleTokens.from_titles(processor, data.catalogue.titles, progress=state.is_main_process)
+    title_tokens = load_title_tokens(processor, data, state)
     model = apply_tuning(model, model_arguments)
-    on_main(state, lambda: _begin(folder, config, data, arguments))
-    checkpoint = _find_checkpoint(state, folder, arguments)
+    batches = batches_of(arguments, model.config.contrastive_loss)
+    on_main(state, lambda: _begin(folder, config, data, arguments, batches))
+    checkpoint = _find_checkpoint(folder, batches, arguments)
     logger.info("precision %s: %s", arguments.resolved_precision, arguments.precision_reason)
     if "tensorboard" in (arguments.report_to or ()):
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder.logs))
     trainer = build_trainer(model, processor, title_tokens, data, arguments)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    model = trainer.unshard(lambda: apply_tuning(build_model(model_arguments)[0], model_arguments))
     if model_arguments.tuning == "lora":
         check_adapters_learned(model)
     evaluate_and_save(
@@ -102,6 +114,14 @@ def run(model_arguments: ModelArguments, data_arguments: DataArguments, argument
     return folder.path
 
 
+def load_title_tokens(processor: Any, data: PreparedData, state: PartialState) -> TitleTokens:
+    """Token ids of the catalogue's titles: tokenised by the main process, mapped into memory by all."""
+    folder, titles = data.folder / CACHE_FOLDER, data.catalogue.titles
+    if state.num_processes > 1:
+        on_main(state, lambda: len(TitleTokens.cached(processor, titles, folder, progress=True)))
+    return TitleTokens.cached(processor, titles, folder, progress=state.is_main_process)
+
+
 def build_trainer(
     model: Any,
     processor: Any,
@@ -109,7 +129,10 @@ def build_trainer(
     data: PreparedData,
     arguments: LLMRecTrainingArguments,
 ) -> LLMRecTrainer:
-    """Examples, negatives, collator and validation around a model that is ready to train."""
+    """Examples, negatives, collator and validation around a model that is ready to train.
+
+    Sets the backbone's attention to what the packing of the texts needs.
+    """
     config, catalogue = model.config, data.catalogue
     domain_codes = np.asarray(catalogue.domain_codes)
     histories = split_histories(data.train)
@@ -121,10 +144,20 @@ def build_trainer(
     )  # fmt: skip
     counts = None
     if arguments.logq_correction:
-        counts = expected_counts(examples.targets(), classes, sampler, arguments.per_device_train_batch_size)
+        counts = expected_counts(
+            examples.targets(), classes, sampler, arguments.per_device_train_batch_size, arguments.shared_negatives,
+            arguments.world_size if gathers(arguments, config.contrastive_loss) else 1,
+        )  # fmt: skip
+    if not (fsdp_is_asked_for() or deepspeed_is_asked_for()):
+        model.to(arguments.device)  # as the trainer would, but before the kernels of that device are tried
+    packing = choose_packing(model, processor, arguments.packing, arguments.share_prefixes)
+    # Only a user's examples that are in the same batch can share a text.
+    examples.by_user = packing.share_prefixes
     collator = Collator(
         processor, title_tokens, histories, classes, domain_codes, sampler, config.contrastive_loss,
-        arguments.negative_domain, counts,
+        arguments.negative_domain, counts, packing=packing.how, share_prefixes=packing.share_prefixes,
+        row_tokens=arguments.row_tokens, max_pass_tokens=arguments.max_pass_tokens,
+        shared_negatives=arguments.shared_negatives,
     )  # fmt: skip
     lengths = examples.history_tokens(title_tokens.lengths)
     _report_cuts(examples, lengths, config, processor)
@@ -136,7 +169,10 @@ def build_trainer(
             get_protocol(arguments.eval_protocol), sample_rows(len(split), arguments.eval_users, arguments.seed),
             arguments.encode_batch_tokens, torch.bfloat16 if arguments.bf16 else None,
         )  # fmt: skip
-    return LLMRecTrainer(model, arguments, examples, collator, validation, lengths)
+    builder = InputBuilder.from_arguments(
+        arguments, config.contrastive_loss, processor, title_tokens, classes, domain_codes, counts
+    )
+    return LLMRecTrainer(model, arguments, examples, collator, validation, lengths, input_builder=builder)
 
 
 def training_facts(trainer: LLMRecTrainer, model_arguments: ModelArguments) -> dict[str, Any]:
@@ -147,6 +183,10 @@ def training_facts(trainer: LLMRecTrainer, model_arguments: ModelArguments) -> d
     seconds = trainer.seconds
     trained, total = count_parameters(trainer.model)
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    means = {
+        name: round(mean_logged(state.log_history, name), 4) if losses else None
+        for name in ("negatives", "fill_rate", "tokens_per_second")
+    }
     return {
         "backbone": model_arguments.backbone,
         "tuning": model_arguments.tuning,
@@ -163,6 +203,9 @@ def training_facts(trainer: LLMRecTrainer, model_arguments: ModelArguments) -> d
         "metric_for_best_model": arguments.metric_for_best_model,
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
+        "negatives_counted": means["negatives"],
+        "fill_rate": means["fill_rate"],
+        "tokens_per_second": means["tokens_per_second"],
         "seconds": round(seconds, 1),
         "examples_per_second": round(seen / seconds, 2) if seconds else None,
         "precision": arguments.resolved_precision,
@@ -190,22 +233,29 @@ def _report_cuts(examples: PrefixExamples, lengths: np.ndarray, config: Any, pro
     )
 
 
-def _begin(folder: RunFolder, config: dict[str, Any], data: PreparedData, arguments: LLMRecTrainingArguments) -> None:
+def _begin(
+    folder: RunFolder,
+    config: dict[str, Any],
+    data: PreparedData,
+    arguments: LLMRecTrainingArguments,
+    batches: Batches,
+) -> None:
     """Make the run folder ready: an old run removed or found to fit, and what a kill has left taken away."""
     origin = folder.checkpoints / "data.json"
     if origin.exists() and not arguments.overwrite:
-        then = json.loads(origin.read_text(encoding="utf-8"))["hash"]
-        if then != data.hash:
+        then = json.loads(origin.read_text(encoding="utf-8"))
+        if then["hash"] != data.hash:
             raise RunFolderError(
-                f"{folder.path} was trained on data with hash {then[:16]}…, {data.folder} now has {data.hash[:16]}…: "
-                "bring the old data back, or start again with --overwrite"
+                f"{folder.path} was trained on data with hash {then['hash'][:16]}…, {data.folder} now has "
+                f"{data.hash[:16]}…: bring the old data back, or start again with --overwrite"
             )
+        check_batches(str(folder.path), then, batches)
     folder.begin(config, overwrite=arguments.overwrite)
-    write_json(origin, {"hash": data.hash})
+    write_json(origin, {"hash": data.hash, **batches.describe()})
     remove_incomplete(folder.checkpoints)
 
 
-def _find_checkpoint(state: PartialState, folder: RunFolder, arguments: LLMRecTrainingArguments) -> Path | None:
+def _find_checkpoint(folder: RunFolder, batches: Batches, arguments: LLMRecTrainingArguments) -> Path | None:
     """The checkpoint to resume from; None to start from scratch."""
     if arguments.resume_path is None:
         return None
@@ -214,8 +264,15 @@ def _find_checkpoint(state: PartialState, folder: RunFolder, arguments: LLMRecTr
     if checkpoint is None:
         logger.info("no complete checkpoint in %s: starting from scratch", folder.checkpoints)
         return None
-    check_resumable(checkpoint, state.num_processes)
+    processes = check_resumable(checkpoint, batches)
     logger.info("resuming from %s", checkpoint)
+    if processes != batches.processes:
+        logger.warning(
+            "%s was written by %d processes, this run has %d: steps have the same examples as before (but for the last "
+            "one of an epoch, which several processes fill up), while dropout falls otherwise, so losses agree with "
+            "those of an undisturbed run in the mean and not to the last bit",
+            checkpoint, processes, batches.processes,
+        )  # fmt: skip
     return checkpoint
 
 

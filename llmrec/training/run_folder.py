@@ -25,6 +25,8 @@ _ALWAYS_STORED = {"seed", "lr_scheduler_type", "max_grad_norm", "gradient_accumu
 _FREE = {
     "run_dir", "run_name", "disable_tqdm", "log_level", "log_level_replica", "log_on_each_node", "report_to",
     "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory",
+    # With another number of processes; their product is compared by `check_batches`.
+    "per_device_train_batch_size", "gradient_accumulation_steps",
 }  # fmt: skip
 
 

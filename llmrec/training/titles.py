@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llmrec.data.title_tokens import TitleTokens
+
 
 class TitleClasses:
     """Groups items by title, so that each unique title of a batch is encoded once and never its own negative.
@@ -23,8 +25,10 @@ class TitleClasses:
     def __init__(self, title_tokens: Sequence[Sequence[int]], domain_codes: np.ndarray) -> None:
         first: dict[bytes, int] = {}
         text = np.empty(len(domain_codes), dtype=np.int64)
+        tokens = TitleTokens.of(title_tokens)
+        bounds = tokens.offsets.tolist()
         for item in range(len(domain_codes)):
-            text[item] = first.setdefault(np.asarray(title_tokens[item], dtype=np.int32).tobytes(), item)
+            text[item] = first.setdefault(tokens.flat[bounds[item] : bounds[item + 1]].tobytes(), item)
         self.text = text
         pairs = text * (int(domain_codes.max(initial=0)) + 1) + domain_codes
         _, first_item, group = np.unique(pairs, return_index=True, return_inverse=True)

@@ -47,9 +47,15 @@ def apply_tuning(model: Any, arguments: ModelArguments) -> Any:
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
-    """(trained, all) parameters."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    """(trained, all) parameters; those packed into 4 bits count as the weights they stand for."""
+    sizes = [(_weights_in(parameter), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+
+
+def _weights_in(parameter: torch.nn.Parameter) -> int:
+    # bitsandbytes' class, known by name: importing it takes seconds, and it may not be installed.
+    packed = type(parameter).__name__ == "Params4bit"
+    return parameter.numel() * (2 * parameter.element_size() if packed else 1)
 
 
 def check_adapters_learned(model: Any) -> None:
@@ -81,8 +87,11 @@ def _own_modules(model: Any) -> dict[str, torch.nn.Module]:
 
 
 def _with_adapters(model: Any, arguments: ModelArguments) -> Any:
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
+    if getattr(model, "is_loaded_in_4bit", False):
+        # Freezes, and makes normalisation layers, embeddings and biases float32. Checkpointing has its own argument.
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     targets: str | list[str] = arguments.lora_target_modules
     if targets == ["all-linear"]:
         targets = "all-linear"

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertConfig, BertModel, OPTConfig, OPTModel, PreTrainedTokenizerFast
 
 from llmrec.data.prepare import prepare
 from llmrec.data.prepared import load_prepared
@@ -59,6 +59,22 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_decoder(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """OPT, 2 layers × 32, with the same vocabulary."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
+    tokenizer.eos_token = "[SEP]"
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64,
+        word_embed_proj_dim=32, max_position_embeddings=128, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("backbone") / "tiny-opt"
+    OPTModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """interactions.csv and items.csv: 60 customers, who buy item i + 1 or i + 2 after item i, in either domain."""
     folder = tmp_path_factory.mktemp("raw")
@@ -93,7 +109,7 @@ def make_trainer(tiny_backbone: Path, tiny_prepared: Path, tmp_path: Path) -> Ca
     def make(run: str = "run", callbacks: Any = None, **settings: Any) -> SimpleNamespace:
         model_names = set(ModelArguments.__dataclass_fields__)
         model_settings = {name: value for name, value in settings.items() if name in model_names}
-        model_arguments = ModelArguments(backbone=str(tiny_backbone), **model_settings)
+        model_arguments = ModelArguments(**{"backbone": str(tiny_backbone), **model_settings})
         defaults = {
             "run_dir": str(tmp_path / run), "precision": "fp32", "use_cpu": True, "disable_tqdm": True,
             "per_device_train_batch_size": 16, "logging_steps": 3, "eval_strategy": "no", "save_strategy": "no",

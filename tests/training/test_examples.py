@@ -1,14 +1,15 @@
-"""Prefix examples, their order, and negatives, each against a plain twin or its stated property."""
+"""Prefix examples, the windows they read, and negatives, each against a plain twin or its stated property."""
 
 import datasets
 import numpy as np
 import pytest
+from transformers import BertConfig
 
 from llmrec.evaluation.histories import Histories
-from llmrec.training.examples import PrefixExamples, split_histories
+from llmrec.training.examples import PrefixExamples, split_histories, window_starts
 from llmrec.training.negatives import NegativeSampler
-from llmrec.training.sampling import EpochSampler
 from llmrec.training.titles import TitleClasses
+from modeling_llmrec import LLMRecConfig, LLMRecProcessor
 
 HISTORIES = [[4, 7, 1, 9, 2], [3], [], [5, 5, 8], [6, 0]]
 
@@ -34,6 +35,27 @@ def test_every_prefix_is_an_example() -> None:
     assert examples.history_tokens(lengths).tolist() == [sum(i + 1 for i in history) for _, history, _ in expected]
 
 
+@pytest.mark.parametrize(("max_items", "max_tokens"), [(4, 1000), (100, 40), (6, 31), (1, 12), (3, 12)])
+def test_windows_begin_where_the_processor_cuts(tiny_backbone, max_items: int, max_tokens: int) -> None:
+    config = LLMRecConfig(
+        text_config=BertConfig(max_position_embeddings=1000), max_history_items=max_items,
+        max_history_tokens=max_tokens, max_title_tokens=10, prefix_tokens=["[CLS]"], suffix_tokens=["[SEP]"],
+    )  # fmt: skip
+    processor = LLMRecProcessor.from_backbone(tiny_backbone, config=config)
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 11, 50)
+    histories = Histories.of([rng.integers(0, 50, n) for n in (0, 9, 1, 60, 2, 0, 30, 0)])
+    examples = PrefixExamples(histories, max_items)
+    before = np.concatenate([[0], np.cumsum(lengths[histories.values])])
+    starts = window_starts(histories, examples.positions, before, max_items, max_tokens - 2)
+    for user, position, start in zip(examples.users, examples.positions, starts, strict=True):
+        prefix = histories.values[histories.offsets[user] : position]
+        assert position - start == processor.kept_items(lengths[prefix].tolist()) >= 1
+    assert (np.diff(starts) >= 0).all()
+    example = examples[7]
+    assert example["target"] == histories.values[example["position"]]
+
+
 def test_histories_come_from_a_dataset_also_when_it_was_shuffled_and_cut() -> None:
     split = datasets.Dataset.from_dict({"user_id": list("abcde"), "history": HISTORIES})
     assert [h.tolist() for h in map(split_histories(split).__getitem__, range(5))] == HISTORIES
@@ -57,32 +79,6 @@ def test_nothing_to_learn_from_is_an_error() -> None:
         PrefixExamples(Histories.of([[1], [2], []]), 3)
     with pytest.raises(ValueError, match="max_train_examples=0"):
         _examples(max_examples=0)
-
-
-def test_the_order_is_a_permutation_by_seed_and_epoch() -> None:
-    examples = PrefixExamples(Histories.of([list(range(200))]), 3)
-    sampler = EpochSampler(examples, seed=5)
-    orders = {}
-    for epoch in (0, 1):
-        examples.set_epoch(epoch)
-        orders[epoch] = list(sampler)
-        assert sorted(orders[epoch]) == list(range(199))
-        assert orders[epoch] == list(sampler) == list(EpochSampler(examples, seed=5))
-        assert orders[epoch] != list(EpochSampler(examples, seed=6))
-    assert orders[0] != orders[1]
-
-
-def test_length_grouping_puts_like_lengths_together_and_loses_nobody() -> None:
-    examples = PrefixExamples(Histories.of([list(range(401))]), 3)
-    lengths = np.random.default_rng(0).integers(1, 100, 400)
-    order = list(EpochSampler(examples, seed=5, lengths=lengths, group_size=100))
-    assert sorted(order) == list(range(400))
-    for start in range(0, 400, 100):
-        assert (np.diff(lengths[order[start : start + 100]]) <= 0).all()
-    plain = list(EpochSampler(examples, seed=5))
-    assert [sorted(order[i : i + 100]) for i in range(0, 400, 100)] == [
-        sorted(plain[i : i + 100]) for i in range(0, 400, 100)
-    ]
 
 
 # -- titles and negatives --------------------------------------------------------------------------
@@ -175,3 +171,48 @@ def test_a_domain_that_is_too_small_gives_all_it_has_and_says_so_once(caplog: py
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 1 and "domain 'Kitchen' has 3 titles" in warnings[0] and "1 are left for 10" in warnings[0]
     assert len(sampler.draw(0, 0, 1, np.array([4, 7]))) == 0
+
+
+# -- negatives that a batch shares -----------------------------------------------------------------
+
+
+def test_shared_negatives_are_of_the_domains_of_the_targets() -> None:
+    classes, codes = _shop(300, 3, equal=((6, 9),))
+    sampler = NegativeSampler(classes, codes, ["a", "b", "c"], n=0, seed=1)
+    drawn = sampler.draw_shared(2, 7, np.array([0, 3, 2, 5]), 20)
+    assert len(drawn) == 40 == len(set(drawn.tolist()))
+    assert np.bincount(codes[drawn], minlength=3).tolist() == [20, 0, 20]
+    assert (classes.representative[drawn] == drawn).all()
+    assert len(sampler.draw_shared(2, 7, np.array([0]), 0)) == 0
+    # A domain that has not so many gives all.
+    assert sorted(sampler.draw_shared(2, 7, np.array([1]), 1000)) == np.flatnonzero(codes == 1).tolist()
+    everywhere = NegativeSampler(classes, codes, ["a", "b", "c"], n=0, domain="any", seed=1)
+    drawn = everywhere.draw_shared(2, 7, np.array([0, 3, 2, 5]), 20)
+    assert len(set(drawn.tolist())) == 20 and set(codes[drawn]) == {0, 1, 2}
+
+
+def test_a_shared_draw_depends_on_seed_epoch_example_and_domain_only() -> None:
+    classes, codes = _shop(600, 2)
+
+    def draw(seed: int, epoch: int, example: int, targets: list[int]) -> tuple[int, ...]:
+        sampler = NegativeSampler(classes, codes, ["a", "b"], n=5, seed=seed)
+        return tuple(sampler.draw_shared(epoch, example, np.array(targets), 5).tolist())
+
+    assert draw(1, 2, 3, [4]) == draw(1, 2, 3, [8, 8, 0]) == draw(1, 2, 3, [4, 5])[:5]
+    keys = [(1, 2, 3, [4]), (2, 2, 3, [4]), (1, 3, 3, [4]), (1, 2, 4, [4]), (1, 2, 3, [5])]
+    assert len({draw(*key) for key in keys}) == 5
+    # Nor is it the example's own draw once more.
+    own = NegativeSampler(classes, codes, ["a", "b"], n=5, seed=1).draw(2, 3, 4, np.array([0]))
+    assert set(own.tolist()) != set(draw(1, 2, 3, [4]))
+
+
+def test_shared_negatives_are_uniform() -> None:
+    classes, codes = _shop(240, 1)
+    sampler = NegativeSampler(classes, codes, ["a"], n=0, seed=1)
+    draws = 6000
+    count = np.bincount(
+        np.concatenate([sampler.draw_shared(0, example, np.array([0]), 8) for example in range(draws)]), minlength=240
+    )
+    expected = draws * 8 / 240
+    # Chi-square over its mean, within 4.5 standard deviations.
+    assert ((count - expected) ** 2 / expected).sum() < 240 + 4.5 * np.sqrt(2 * 240)

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from llmrec.training.checkpoints import (
     MARKER,
+    Batches,
     CheckpointError,
     check_resumable,
     checkpoint_folders,
@@ -24,6 +26,8 @@ from llmrec.training.checkpoints import (
 )
 from llmrec.training.sampling import EpochSampler
 from tests.training.conftest import losses, weights
+from tests.training.launching import launch
+from tests.training.many_processes import without_dropout
 
 Make = Callable[..., SimpleNamespace]
 
@@ -183,8 +187,6 @@ def test_a_checkpoint_of_another_configuration_is_refused(make_trainer: Make) ->
     other = make_trainer(max_steps=2, save_strategy="steps", save_steps=2, tuning="lora", lora_r=8)
     with pytest.raises(CheckpointError, match=r"another configuration.*lora_[AB].*\[4, 32\]|another configuration"):
         other.trainer.train(resume_from_checkpoint=str(checkpoint))
-    with pytest.raises(CheckpointError, match="written by 1 processes, this run has 2"):
-        check_resumable(checkpoint, 2)
 
 
 # -- folders ---------------------------------------------------------------------------------------
@@ -196,7 +198,7 @@ def _checkpoint(folder: Path, step: int, complete: bool = True) -> Path:
     for name in ("trainable.safetensors", "optimizer.pt", "trainer_state.json"):
         (path / name).write_bytes(b"x" * 100)
     if complete:
-        mark_complete(path, 1)
+        mark_complete(path, Batches(1, 16, 1))
     return path
 
 
@@ -212,7 +214,7 @@ def test_half_written_and_half_removed_checkpoints_are_not_resumed(tmp_path: Pat
     assert set(remove_incomplete(tmp_path)) == {unmarked, truncated, lost}
     assert checkpoint_folders(tmp_path) == [good]
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
-        check_resumable(tmp_path / "checkpoint-12", 1)
+        check_resumable(tmp_path / "checkpoint-12", Batches(1, 16, 1))
     assert last_complete(tmp_path / "nothing") is None
 
 
@@ -270,6 +272,111 @@ def test_a_checkpoint_is_marked_after_everything_else_and_before_the_old_one_goe
     assert set(files) == {
         "trainable.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json",
     }  # fmt: skip
+
+
+def test_files_in_subfolders_count(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint-4"
+    for name in ("trainable/__0_0.distcp", "trainable/.metadata", "optimizer_0/__0_0.distcp"):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(b"x" * 10)
+    mark_complete(path, Batches(2, 8, 1, weights="fsdp2"))
+    assert is_complete(path)
+    (path / "trainable/.metadata").write_bytes(b"x" * 9)
+    assert not is_complete(path)
+    (path / "trainable/.metadata").write_bytes(b"x" * 10)
+    shutil.rmtree(path / "optimizer_0")
+    assert not is_complete(path)
+
+
+# -- other numbers of processes --------------------------------------------------------------------
+
+MOVED = {
+    "tuning": "full", "num_train_epochs": 2, "max_train_examples": 96, "gradient_accumulation_steps": 2,
+    "save_strategy": "steps", "save_steps": 2, "logging_steps": 1,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_resume_exactly_and_numbers_of_processes_may_change(
+    make_trainer: Make, tiny_backbone: Path, tiny_prepared: Path, tmp_path: Path
+) -> None:
+    undisturbed = make_trainer("alone", per_device_train_batch_size=16, **MOVED)
+    without_dropout(undisturbed.model)
+    undisturbed.trainer.train()
+    stopped = make_trainer("from-one", per_device_train_batch_size=16, callbacks=[KillAt(3)], **MOVED)
+    without_dropout(stopped.model)
+    with pytest.raises(Killed):
+        stopped.trainer.train()
+    two = {**MOVED, "per_device_train_batch_size": 8}
+    jobs = [
+        {"name": "two", "run": "two", "settings": two, "dropout": True},
+        {"name": "two-stopped", "run": "two-stopped", "settings": two, "dropout": True, "stop": 5},
+        {"name": "two-resumed", "run": "two-stopped", "settings": two, "dropout": True, "resume": True},
+        {"name": "from-one", "run": "from-one", "settings": two, "resume": True},
+        {"name": "from-two", "run": "from-two", "settings": two, "stop": 5},
+    ]  # fmt: skip
+    launch("cpu", {"backbone": str(tiny_backbone), "data": str(tiny_prepared), "out": str(tmp_path), "jobs": jobs})
+
+    one, other = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("two", "two-resumed"))
+    assert one["processes"] == 2 and len(one["log"]) == 6
+    assert _timeless(one["log"]) == _timeless(other["log"])
+    expected, found = (load_file(tmp_path / f"{name}.safetensors") for name in ("two", "two-resumed"))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+    # checkpoint-2 and checkpoint-4 lie within the epochs of 3 steps.
+    resumed = make_trainer("from-two", per_device_train_batch_size=16, **MOVED)
+    without_dropout(resumed.model)
+    checkpoint = last_complete(Path(resumed.arguments.output_dir))
+    assert checkpoint is not None and step_of(checkpoint) == 4
+    assert check_resumable(checkpoint, resumed.trainer.batches) == 2
+    resumed.trainer.train(resume_from_checkpoint=str(checkpoint))
+    alone = weights(undisturbed.model)
+    for moved in (weights(resumed.model), load_file(tmp_path / "from-one.safetensors")):
+        for name, value in alone.items():
+            # The same examples in other sums: differences of rounding, through six steps of Adam.
+            assert float((moved[name] - value).abs().max()) <= 1e-5, name
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "advice"),
+    [
+        (Batches(2, 8, 1), Batches(4, 8, 1), "per_device_train_batch_size: 4 and gradient_accumulation_steps: 1"),
+        (Batches(4, 8, 1), Batches(1, 8, 4), None),
+        (Batches(1, 64, 1), Batches(2, 64, 1), "per_device_train_batch_size: 32 and gradient_accumulation_steps: 1"),
+        (Batches(4, 8, 2), Batches(2, 8, 1), "per_device_train_batch_size: 32 and gradient_accumulation_steps: 1"),
+        (Batches(1, 16, 1), Batches(3, 16, 1), "no batch size fits 3 processes"),
+        # In-batch negatives: as many examples must be contrasted with each other.
+        (Batches(2, 8, 1, "all"), Batches(1, 16, 1, "all"), None),
+        (Batches(2, 8, 1, "all"), Batches(1, 8, 2, "all"), "size: 16 and gradient_accumulation_steps: 1"),
+        (Batches(2, 8, 1, "process"), Batches(1, 16, 1, "process"), "size: 8 and gradient_accumulation_steps: 2"),
+        (Batches(2, 8, 2, "all"), Batches(3, 8, 2, "all"), "no batch size fits 3 processes"),
+    ],
+)
+def test_steps_must_be_of_the_same_examples(tmp_path: Path, then: Batches, now: Batches, advice: str | None) -> None:
+    path = _checkpoint(tmp_path, 3, complete=False)
+    mark_complete(path, then)
+    if advice is None:
+        assert check_resumable(path, now) == then.processes
+    else:
+        with pytest.raises(CheckpointError, match=advice):
+            check_resumable(path, now)
+
+
+def test_checkpoints_of_before_are_read_and_other_ways_to_hold_weights_refused(tmp_path: Path) -> None:
+    path = _checkpoint(tmp_path, 3)
+    marker = json.loads((path / MARKER).read_text())
+    old = {name: marker[name] for name in ("step", "world_size", "files")}
+    (path / MARKER).write_text(json.dumps(old))
+    assert check_resumable(path, Batches(1, 5, 7)) == 1
+    with pytest.raises(CheckpointError, match="written by 1 processes.*this run has 2"):
+        check_resumable(path, Batches(2, 8, 1))
+    mark_complete(path, Batches(2, 8, 1, weights="fsdp2"))
+    with pytest.raises(CheckpointError, match="fsdp2 weights.*whole.*configs/accelerate/fsdp2.yaml"):
+        check_resumable(path, Batches(2, 8, 1))
+    assert check_resumable(path, Batches(4, 4, 1, weights="fsdp2")) == 2
+    mark_complete(path, Batches(2, 8, 1, weights="deepspeed"))
+    with pytest.raises(CheckpointError, match="DeepSpeed, which cannot share it out to 4"):
+        check_resumable(path, Batches(4, 4, 1, weights="deepspeed"))
 
 
 def _timeless(log_history: list[dict]) -> list[dict]:

@@ -38,6 +38,8 @@ def no_dropout(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        elif isinstance(getattr(module, "dropout", None), float):  # OPT's layers
+            module.dropout = 0.0
 
 
 def loss_of(made: SimpleNamespace) -> float:
@@ -47,8 +49,9 @@ def loss_of(made: SimpleNamespace) -> float:
     made.model.eval()
     with torch.no_grad():
         found = [
-            float(made.model(**made.trainer.data_collator([examples[i] for i in range(start, start + 16)])).loss)
+            float(made.model(**made.trainer.input_builder(batch, step=0).arguments).loss)
             for start in range(0, len(examples) - 16, 16)
+            if (batch := made.trainer.data_collator([examples[i] for i in range(start, start + 16)]))
         ]
     return float(np.mean(found))
 
@@ -95,10 +98,10 @@ def test_accumulation_gives_the_gradients_of_one_big_batch(make_trainer: Make, t
             per_device_train_batch_size=size, gradient_accumulation_steps=accumulate, lora_dropout=0.0,
         )  # fmt: skip
         no_dropout(made.model)
-        _wake_adapters(made.model)
+        wake_adapters(made.model)
         made.trainer.train()
         found.append((gradients.found, losses(made.trainer)))
-    _assert_close(found[0][0], found[1][0])
+    assert_close(found[0][0], found[1][0])
     assert found[0][1][0][1] == pytest.approx(found[1][1][0][1], rel=1e-5)
 
 
@@ -112,10 +115,10 @@ def test_activation_checkpointing_changes_no_gradient(make_trainer: Make, tuning
             activation_checkpointing=checkpointing,
         )  # fmt: skip
         no_dropout(made.model)
-        _wake_adapters(made.model)
+        wake_adapters(made.model)
         made.trainer.train()
         found.append(gradients.found)
-    _assert_close(*found)
+    assert_close(*found)
 
 
 def test_losses_can_be_logged_for_tensorboard(
@@ -180,7 +183,7 @@ def test_two_processes_give_the_gradients_and_metrics_of_one(
         made.trainer.train()
         for process in (0, 1):
             # The global batch is the same 16 examples; only the order of summation differs.
-            _assert_close(gradients.found, load_file(tmp_path / "two" / f"{loss}-{process}.safetensors"))
+            assert_close(gradients.found, load_file(tmp_path / "two" / f"{loss}-{process}.safetensors"))
             found = json.loads((tmp_path / "two" / f"{loss}-{process}.json").read_text())
             assert _timeless(found) == _timeless(metrics)
 
@@ -247,7 +250,7 @@ def _numpy_random_state() -> list:
     return [np._core.multiarray._reconstruct, np.ndarray, np.dtype, UInt32DType]
 
 
-def _wake_adapters(model: torch.nn.Module) -> None:
+def wake_adapters(model: torch.nn.Module) -> None:
     """LoRA's B starts at zero, which leaves A without a gradient."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -256,7 +259,7 @@ def _wake_adapters(model: torch.nn.Module) -> None:
                 parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
-def _assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys() and one
     scale = max(float(value.abs().max()) for value in one.values())
     assert scale > 1e-3
