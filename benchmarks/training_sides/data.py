@@ -16,6 +16,8 @@ from llmrec.training.examples import Example, PrefixExamples, split_histories
 from llmrec.training.negatives import NegativeSampler
 
 NEGATIVES = 10
+# Batches that are looked at, without computing them, to know how large they are and how many negatives they hold.
+LOOKED_AT = 32
 
 
 @dataclass(frozen=True)

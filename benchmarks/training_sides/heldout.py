@@ -19,7 +19,7 @@ def ask(model: Any, processor: Any, tokens: Sequence[Sequence[int]], heldout: He
     was_training = model.training
     model.eval()
     items, rows = heldout.questions()
-    options = {"batch_tokens": BATCH_TOKENS, "progress": False}
+    options: dict[str, Any] = {"batch_tokens": BATCH_TOKENS, "progress": False}
     users = encode_histories(model, processor, heldout.histories, tokens, **options)
     vectors = encode_titles(model, processor, tokens, items, **options)
     with torch.no_grad():

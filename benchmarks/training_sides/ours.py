@@ -16,15 +16,13 @@ from llmrec.training.model_arguments import ModelArguments
 from llmrec.training.run import build_trainer
 from llmrec.training.tuning import apply_tuning, count_parameters
 
-from .data import NEGATIVES, HeldOut, load_data
+from .data import LOOKED_AT, NEGATIVES, HeldOut, load_data
 from .gate import Gate
 from .heldout import ask
 from .machine import peak_memory_gib
 from .turns import MAX_STEPS, prepare
 
 WARM_UP_EXAMPLES = 4
-# Batches whose negatives are counted before it is decided whether the targets of a batch give enough of them.
-LOOKED_AT = 32
 # What a batch holds for masks over items that are not its own; the trainer takes it out before the model is called.
 FOR_OTHER_ITEMS = ("target_ids", "item_ids", "excluded")
 
@@ -61,7 +59,7 @@ def _squares(texts: Any) -> int:
 
 def training_arguments(folder: str, batch_size: int, seed: int, device: str, **settings: Any) -> Any:
     """The project's arguments for a run without evaluations and checkpoints; `settings` override them."""
-    fixed = {
+    fixed: dict[str, Any] = {
         "run_dir": folder,
         "per_device_train_batch_size": batch_size,
         "max_steps": MAX_STEPS,
@@ -89,23 +87,27 @@ def make_trainer(
     """
     arguments.resolve_defaults(tuning, model.config.contrastive_loss)
     trainer = build_trainer(model, processor, tokens, data, arguments)
-    least = _least_negatives(trainer)
-    if least < NEGATIVES and model.config.contrastive_loss == "in_batch" and not arguments.shared_negatives:
+    facts = _look_at_batches(trainer)
+    if facts["least_negatives"] < NEGATIVES and model.config.contrastive_loss == "in_batch":
         # Some of those drawn may be in a user's history, so a few more than are missing.
         arguments.shared_negatives = NEGATIVES + 2
         trainer = build_trainer(model, processor, tokens, data, arguments)
-        least = _least_negatives(trainer)
-    return trainer, {"shared_negatives": arguments.shared_negatives, "least_negatives_of_32_batches": least}
+        facts = _look_at_batches(trainer)
+    return trainer, {"shared_negatives": arguments.shared_negatives} | facts
 
 
-def _least_negatives(trainer: Any) -> int:
+def _look_at_batches(trainer: Any) -> dict[str, float]:
+    """Least negatives of an example, and mean size, of the first batches; nothing is computed."""
     order, size = iter(trainer._get_train_sampler()), trainer.args.train_batch_size
-    least = None
-    for _ in range(min(LOOKED_AT, len(trainer.train_dataset) // size)):
-        batch = trainer.data_collator([trainer.train_dataset[next(order)] for _ in range(size)])
-        found = int((batch["candidate_mask"].sum(dim=1) - 1).min())
-        least = found if least is None else min(least, found)
-    return least or 0
+    counts = [
+        count(trainer.data_collator([trainer.train_dataset[next(order)] for _ in range(size)]))
+        for _ in range(max(1, min(LOOKED_AT, len(trainer.train_dataset) // size)))
+    ]
+    slots, examples = (sum(each[name] for each in counts) for name in ("slots", "examples"))
+    return {
+        "least_negatives": min(each["negatives_min"] for each in counts),
+        "mean_slots_per_example": round(slots / examples, 2),
+    }
 
 
 def run(
@@ -150,6 +152,7 @@ def run(
         trainer, facts = make_trainer(model, processor, tokens, data, arguments, tuning)
         warm_up(trainer)
         trained, total = count_parameters(model)
+        facts["learning_rate"] = arguments.learning_rate
         facts |= {"precision": arguments.resolved_precision, "trained_parameters": trained, "parameters": total}
         facts |= {name: getattr(trainer.data_collator, name, None) for name in ("packing", "share_prefixes")}
         turns = prepare(trainer, gate, count, facts)

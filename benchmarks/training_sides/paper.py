@@ -26,7 +26,7 @@ from llmrec.training.model import build_model
 from llmrec.training.model_arguments import ModelArguments
 from llmrec.training.titles import TitleClasses
 
-from .data import Batches, HeldOut, load_data, uniform_negatives
+from .data import LOOKED_AT, NEGATIVES, Batches, HeldOut, load_data, uniform_negatives
 from .gate import Gate
 from .heldout import ask
 from .machine import peak_memory_gib, synchronize
@@ -79,16 +79,28 @@ class PaperRecipe:
 
     def lay_out(self, examples: Sequence[Example]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Histories (B rows) and candidates (11 B rows, an example's one after the other), each padded on the right."""
-        histories = [
-            self.processor.layout_history([self.tokens[int(item)] for item in example["history"]])
-            for example in examples
-        ]
+        histories = [self._history(example) for example in examples]
         candidates = [self.candidates(example) for example in examples]
         short = [len(each) for each in candidates if len(each) != len(candidates[0])]
         if short:
             raise ValueError(f"a domain has too few titles for ten negatives: {short[0]} candidates instead of 11")
         items = [self.processor.layout_item(self.tokens[item]) for each in candidates for item in each]
         return self.processor.pad(histories), self.processor.pad(items)
+
+    def mean_slots_per_example(self) -> float:
+        """Padded tokens an example, over the first batches; nothing is computed."""
+        lengths = self.tokens.lengths
+        special = len(self.processor.layout_item([]))
+        slots = []
+        for number in range(LOOKED_AT):
+            batch = self.batches[number]
+            histories = max(len(self._history(example)) for example in batch)
+            items = max(int(lengths[self.candidates(example)].max()) for example in batch) + special
+            slots.append(histories + (1 + NEGATIVES) * items)
+        return round(sum(slots) / len(slots), 2)
+
+    def _history(self, example: Example) -> list[int]:
+        return self.processor.layout_history([self.tokens[int(item)] for item in example["history"]])
 
     def loss(self, histories: dict[str, Tensor], items: dict[str, Tensor]) -> Tensor:
         """Sum of the examples' losses, a scalar.
@@ -168,7 +180,9 @@ def run(
     recipe.optimizer.zero_grad()
     losses: list[float] = []
     number = 0
-    going = gate.begin(slice_size=slice_size, precision="bf16" if bf16 else "fp32", negatives_mean=10, negatives_min=10)
+    facts = {"slice_size": slice_size, "precision": "bf16" if bf16 else "fp32", "learning_rate": learning_rate}
+    facts |= {"negatives_mean": NEGATIVES, "negatives_min": NEGATIVES}
+    going = gate.begin(mean_slots_per_example=recipe.mean_slots_per_example(), **facts)
     while going:
         counts = _step(recipe, number, slice_size, gate if sampled else None, losses)
         number += 1

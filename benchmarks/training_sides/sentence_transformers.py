@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llmrec.backbones import resolve_backbone
 
-from .data import Batches, HeldOut, answer, load_data
+from .data import LOOKED_AT, Batches, HeldOut, answer, load_data
 from .gate import Gate
 from .machine import peak_memory_gib
 from .turns import MAX_STEPS, prepare
@@ -133,8 +133,18 @@ def run(
         )
         trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=pairs, loss=loss)
         _warm_up(trainer, pairs)
-        facts = {"precision": "bf16" if bf16 else "fp32", "negatives_mean": batch_size - 1,
-                 "negatives_min": batch_size - 1}  # fmt: skip
+        looked_at = [
+            count(trainer.data_collator([pairs[row] for row in range(start, start + batch_size)]))
+            for start in range(0, min(LOOKED_AT * batch_size, len(pairs)), batch_size)
+        ]
+        mean_slots = sum(each["slots"] for each in looked_at) / sum(each["examples"] for each in looked_at)
+        facts = {
+            "mean_slots_per_example": round(mean_slots, 2),
+            "precision": "bf16" if bf16 else "fp32",
+            "learning_rate": learning_rate,
+            "negatives_mean": batch_size - 1,
+            "negatives_min": batch_size - 1,
+        }
         prepare(trainer, gate, count, facts)
         trainer.train()
     result: dict[str, Any] = {"peak_memory_gib": round(peak_memory_gib(device), 2)}

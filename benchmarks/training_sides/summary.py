@@ -10,7 +10,8 @@ from .gate import Side
 
 COUNTS = ("examples", "tokens", "slots")
 COLUMNS = (
-    ("examples/s", "examples_per_second", "{:.2f}"),
+    ("examples/s", "examples_per_second", "{:.3f}"),
+    ("at mean size", "examples_per_second_at_mean_size", "{:.3f}"),
     ("tokens/s", "tokens_per_second", "{:,.0f}"),
     ("fill", "fill_rate", "{:.2f}"),
     ("tokens/ex.", "tokens_per_example", "{:.0f}"),
@@ -32,9 +33,15 @@ def figures(side: Side) -> dict[str, Any]:
     rounds = [_totals(steps) for steps in side.rounds]
     total = {name: sum(each[name] for each in rounds) for name in rounds[0]}
     rates = [each["examples"] / each["seconds"] for each in rounds]
+    at_mean_size = None
+    if side.facts.get("mean_slots_per_example"):
+        at_mean_size = round(
+            median(each["slots"] / each["seconds"] for each in rounds) / side.facts["mean_slots_per_example"], 4
+        )
     return {
         "side": side.name,
         "examples_per_second": round(median(rates), 4),
+        "examples_per_second_at_mean_size": at_mean_size,
         "tokens_per_second": round(median(each["tokens"] / each["seconds"] for each in rounds), 1),
         "examples_per_cpu_second": round(median(each["examples"] / each["cpu_seconds"] for each in rounds), 4),
         "cpu_share": round(total["cpu_seconds"] / total["seconds"], 2),
@@ -59,8 +66,8 @@ def ratio(
     ours: dict[str, Any] | None, others: Sequence[dict[str, Any] | None], of: str = "examples_per_second"
 ) -> float | None:
     """A rate of ours over that of the fastest of the others; None where either is missing."""
-    rates = [other[of] for other in others if other and "failed" not in other]
-    return round(ours[of] / max(rates), 2) if ours and "failed" not in ours and rates else None
+    rates = [other[of] for other in others if other and other.get(of) is not None]
+    return round(ours[of] / max(rates), 2) if ours and ours.get(of) is not None and rates else None
 
 
 def table(rows: Sequence[dict[str, Any]], against: str | None = None) -> str:

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import PrinterCallback, TrainerCallback
 
-from .gate import Gate
+
+class Turns(Protocol):
+    """What a `Gate` offers to a trainer, and what stands in for one where a side runs alone."""
+
+    def begin(self, **facts: Any) -> bool:
+        """The trainer is ready; returns with its first turn."""
+        ...
+
+    def step(self, **counts: float) -> bool:
+        """A step has been taken; False if it was the last."""
+        ...
+
 
 # The learning rate falls over this many steps, of which a benchmark sees the first few.
 MAX_STEPS = 10_000
 
 
 def prepare(
-    trainer: Any, gate: Gate, count: Callable[[dict[str, Any]], dict[str, float]], facts: dict[str, Any]
+    trainer: Any, gate: Turns, count: Callable[[dict[str, Any]], dict[str, float]], facts: dict[str, Any]
 ) -> Any:
     """Make a trainer take turns and print nothing.
 
@@ -65,7 +76,7 @@ class TurnCallback(TrainerCallback):
     A step is timed from the end of the one before, so the making of its batch counts.
     """
 
-    def __init__(self, gate: Gate, collator: CountingCollator, facts: dict[str, Any]) -> None:
+    def __init__(self, gate: Turns, collator: CountingCollator, facts: dict[str, Any]) -> None:
         self.gate = gate
         self.collator = collator
         self.facts = facts

@@ -108,4 +108,6 @@ def _gigabytes(value: float) -> str:
 
 
 def _hours(value: float) -> str:
-    return f"{value:.2f} h" if value >= 0.1 else f"{value * 60:.2f} min"
+    if value >= 0.1:
+        return f"{value:.2f} h"
+    return f"{value * 60:.2f} min" if value * 60 >= 0.1 else f"{value * 3600:.2f} s"

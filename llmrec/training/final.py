@@ -84,7 +84,8 @@ def evaluate_and_save(
         split,
         arguments.test_protocols,
         rows=rows[share_of(len(rows), state)],
-        bootstrap=Bootstrap(resamples=arguments.bootstrap_resamples),
+        # Only the main process's intervals are written.
+        bootstrap=Bootstrap(resamples=arguments.bootstrap_resamples if state.is_main_process else 1),
         progress=state.is_main_process,
         merge=_merge if state.num_processes > 1 else None,
     )

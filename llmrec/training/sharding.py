@@ -140,6 +140,14 @@ def choose_layers(plugin: Any, model: Any) -> None:
         plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers} - around)
 
 
+def join_tied_embeddings(model: Any) -> None:
+    """Put one module where several hold the weights of the input embeddings (T5): FSDP2 takes a weight only once."""
+    embeddings = model.get_input_embeddings()
+    for name, module in list(model.named_modules()):
+        if module is not embeddings and getattr(module, "weight", None) is embeddings.weight:
+            model.set_submodule(name, embeddings)
+
+
 def start_alike(model: nn.Module, device: torch.device) -> None:
     """Give the trained parameters of the first process to all: each of them shards what it has itself.
 

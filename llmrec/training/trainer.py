@@ -117,6 +117,7 @@ class LLMRecTrainer(Trainer):
         if self.is_fsdp_enabled:
             sharding.refuse_scalars(self.model)
             plugin = self.accelerator.state.fsdp_plugin
+            sharding.join_tied_embeddings(self.model)
             sharding.choose_layers(plugin, self.model)
             sharding.set_precision(plugin, self.args.bf16)
             sharding.start_alike(self.model, self.args.device)

@@ -18,15 +18,19 @@ from llmrec.training.model import build_model
 from llmrec.training.model_arguments import ModelArguments
 from llmrec.training.packing import choose_packing
 from llmrec.training.tuning import apply_tuning
+from modeling_llmrec.presets import is_causal
 from tests.modeling.conftest import backbone, family  # noqa: F401
 from tests.training.conftest import tiny_backbone, tiny_prepared, tiny_raw  # noqa: F401
 
 
 @pytest.fixture
 def prepare_plan(tiny_prepared: Path, tmp_path: Path) -> Callable[..., SimpleNamespace]:  # noqa: F811
-    """Builds the real model, and beside it what a plan is made of; keywords go to the arguments of the same name."""
+    """Builds the real model, and beside it what a plan is made of; keywords go to the arguments of the same name.
 
-    def make(folder: str | Path, **settings: Any) -> SimpleNamespace:
+    With `follow`, the costs of a pass are there too.
+    """
+
+    def make(folder: str | Path, follow: bool = False, **settings: Any) -> SimpleNamespace:
         names = set(ModelArguments.__dataclass_fields__)
         model_arguments = ModelArguments(
             backbone=str(folder), **{name: value for name, value in settings.items() if name in names}
@@ -44,8 +48,11 @@ def prepare_plan(tiny_prepared: Path, tmp_path: Path) -> Callable[..., SimpleNam
         tokens = TitleTokens.from_titles(processor, data.catalogue.titles)
         shape, _ = planned_model(model_arguments)
         checkpointing = bool(arguments.gradient_checkpointing)
-        costs = trace(shape, bf16=False, packed=packing.how != "off", checkpointing=checkpointing)
-        planned = PlannedData.of(processor, tokens, data, arguments, packing, costs.causal)
+        costs = None
+        if follow:
+            costs = trace(shape, bf16=False, packed=packing.how != "off", checkpointing=checkpointing)
+        causal = is_causal(model.config.text_config) and not model.config.encoder_only
+        planned = PlannedData.of(processor, tokens, data, arguments, packing, causal)
         return SimpleNamespace(
             model=model, processor=processor, packing=packing, planned=planned, costs=costs, shape=shape,
             arguments=arguments, model_arguments=model_arguments,

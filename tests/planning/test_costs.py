@@ -157,7 +157,7 @@ def test_flops_are_those_of_a_real_step(
     prepare_plan: Callable[..., SimpleNamespace], folder_of: Callable[[str], str], case: str
 ) -> None:
     family, settings = CASES[case]
-    made = prepare_plan(folder_of(family), **settings)
+    made = prepare_plan(folder_of(family), follow=True, **settings)
     made.model.train()
     if settings.get("gradient_checkpointing"):
         made.model.activation_checkpointing_enable()
@@ -193,7 +193,7 @@ def test_weights_gradients_and_states_take_what_they_really_take(
 ) -> None:
     from transformers import Trainer
 
-    made = prepare_plan(tiny_backbone, tuning=tuning, optim=optim)
+    made = prepare_plan(tiny_backbone, follow=True, tuning=tuning, optim=optim)
     tokens = count_batch(made.planned, made.planned.batch(0))
     memory = step_memory(made.shape, made.costs, tokens, _memory_settings(made, optim))
     assert memory["weights"] == sum(p.numel() * p.element_size() for p in made.model.parameters())
@@ -214,6 +214,7 @@ def _memory_settings(made: SimpleNamespace, optim: str = "adamw_torch") -> Memor
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{"tuning": "full"}, {"tuning": "lora"}, {"tuning": "lora", "checkpoint": True}, {"tuning": "lora", "bf16": True}],

@@ -87,7 +87,7 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
         (["--lora_dropout", "1"], "lora_dropout=1.0"),
         (["--fp16"], "fp16=true is not supported here; say precision: bf16"),
         (["--bf16"], "bf16=true: say precision: bf16"),
-        (["--deepspeed", "ds.json"], "deepspeed='ds.json' is not supported here; use DDP"),
+        (["--deepspeed", "ds.json"], "deepspeed='ds.json' is not supported here; start with accelerate launch"),
         (["--push_to_hub"], "publish the finished run with push_to_hub.py"),
         (["--resume_from_checkpoint", "x"], "say resume"),
         (["--resume", "--overwrite"], "resume and overwrite exclude each other"),
@@ -129,7 +129,7 @@ def test_defaults_by_tuning_and_loss() -> None:
         training.resolve_defaults("full", "bce")
     training.resolve_defaults("full", "in_batch")
     _, _, training = parse_arguments([*NEEDED, "--logq_correction"])
-    with pytest.raises(ValueError, match="logq_correction corrects in-batch negatives"):
+    with pytest.raises(ValueError, match="logq_correction=True needs contrastive_loss='in_batch'"):
         training.resolve_defaults("full", "sampled_softmax")
 
 

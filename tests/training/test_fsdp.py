@@ -12,8 +12,15 @@ from safetensors.torch import load_file
 
 from llmrec.training import sharding
 from llmrec.training.arguments import LLMRecTrainingArguments
-from llmrec.training.sharding import ShardingError, check_launcher, refuse_scalars
+from llmrec.training.sharding import (
+    ShardingError,
+    check_launcher,
+    choose_layers,
+    join_tied_embeddings,
+    refuse_scalars,
+)
 from modeling_llmrec import LLMRecModel
+from tests.modeling.families import backbone_folder
 from tests.training.conftest import losses, weights
 from tests.training.launching import launch
 from tests.training.many_processes import without_dropout
@@ -162,6 +169,25 @@ def test_what_would_train_wrongly_is_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(ShardingError, match=message):
         check_launcher()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bert", "opt", "t5", "bart", "llama", "qwen3", "modernbert"])
+def test_layers_are_found_in_every_family(family: str, minilm: str, shared_weights: Path, tmp_path: Path) -> None:
+    model = LLMRecModel.from_backbone(backbone_folder(family, minilm, shared_weights, tmp_path))
+    embeddings, names = model.get_input_embeddings(), [name for name, _ in model.named_parameters()]
+    plugin = SimpleNamespace(transformer_cls_names_to_wrap=None)
+    join_tied_embeddings(model)
+    choose_layers(plugin, model)
+    layers = [part for part in model.modules() if type(part).__name__ in plugin.transformer_cls_names_to_wrap]
+    assert layers and not any(part is embeddings for layer in layers for part in layer.modules())
+    # What no layer holds is little beside the embeddings: the head and a few norms.
+    inside = {id(parameter) for layer in [*layers, embeddings] for parameter in layer.parameters()}
+    outside = sum(one.numel() for one in model.parameters() if id(one) not in inside)
+    assert outside < 0.2 * sum(one.numel() for one in model.parameters())
+    assert [name for name, _ in model.named_parameters()] == names
+    owners = [part for part in model.modules() if getattr(part, "weight", None) is embeddings.weight]
+    assert owners == [embeddings]
 
 
 def test_gradient_caching_under_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

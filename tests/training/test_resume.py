@@ -59,6 +59,11 @@ RECIPES = {
         "tuning": "full", "num_train_epochs": 2, "save_strategy": "epoch", "eval_strategy": "epoch", "logging_steps": 5,
         "contrastive_loss": "bce", "eval_users": 20,
     },
+    # The matrix of step 5 is still in use after the checkpoint of step 6.
+    "cached vectors of the catalogue": {
+        "tuning": "full", "contrastive_loss": "in_batch", "catalogue_negatives": 12, "catalogue_refresh_steps": 5,
+        "max_steps": 13, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2,
+    },
     "max_steps within an epoch": {"max_steps": 11, "save_strategy": "steps", "save_steps": 4, "logging_steps": 100},
 }  # fmt: skip
 
