@@ -37,7 +37,9 @@ class Segments:
         self.queries = None if packed.query_ids is None else packed.query_ids[0]
         self.filled = [bucket >= 0 for bucket in packed.buckets]
         self.index = [bucket.clamp(min=0) for bucket in packed.buckets]
-        # Where each token of the row stands in the concatenation of all buckets.
+        # Tokens of all buckets, one bucket after the other, and where each token of the row stands among them.
+        self.slots = torch.cat([index.flatten() for index in self.index])
+        self.sizes = [index.numel() for index in self.index]
         slots = torch.cat([bucket.flatten() for bucket in packed.buckets])
         place = torch.empty(packed.input_ids.shape[1] + 1, dtype=torch.long, device=slots.device)
         place[slots] = torch.arange(len(slots), device=slots.device)  # padding slots (-1) write the extra last place
@@ -108,25 +110,27 @@ def segment_attention(
     if given:
         raise ValueError(f"Attention text by text knows no {given[0]}: use packing by block masks.")
     groups = getattr(module, "num_key_value_groups", 1)
-    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    # One gather for all buckets: the gradient of a gather for each would be as many rows of zeros, added up.
+    queries, keys, values = (
+        tensor[0].transpose(0, 1).index_select(0, segments.slots).split(segments.sizes)
+        for tensor in (query, key, value)
+    )
     outputs = []
     for number, index in enumerate(segments.index):
-        texts, length = index.shape
-        flat = index.flatten()
-
-        def bucket(
-            tensor: Tensor, repeats: int = 1, flat: Tensor = flat, texts: int = texts, length: int = length
-        ) -> Tensor:
-            chosen = tensor.index_select(0, flat).view(texts, length, *tensor.shape[1:]).transpose(1, 2)
-            return chosen if repeats == 1 else chosen.repeat_interleave(repeats, dim=1)
-
         mask = segments.mask(number, sliding_window)
         output = scaled_dot_product_attention(
-            bucket(query), bucket(key, groups), bucket(value, groups), attn_mask=mask, dropout_p=dropout,
-            scale=scaling, is_causal=segments.causal and mask is None and length > 1,
+            _texts(queries[number], index), _texts(keys[number], index, groups), _texts(values[number], index, groups),
+            attn_mask=mask, dropout_p=dropout, scale=scaling,
+            is_causal=segments.causal and mask is None and index.shape[1] > 1,
         )  # fmt: skip
-        outputs.append(output.transpose(1, 2).reshape(texts * length, *query.shape[1:]))
+        outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, segments.place).unsqueeze(0), None
+
+
+def _texts(tokens: Tensor, index: Tensor, repeats: int = 1) -> Tensor:
+    """(tokens of a bucket, heads, size) → (texts, heads * repeats, length, size)."""
+    texts = tokens.unflatten(0, index.shape).transpose(1, 2)
+    return texts if repeats == 1 else texts.repeat_interleave(repeats, dim=1)
 
 
 AttentionInterface.register(ATTENTION, segment_attention)
