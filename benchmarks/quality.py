@@ -68,7 +68,7 @@ def train_and_rank(settings: dict[str, Any]) -> None:
     from llmrec.training.validation import embed
 
     torch.set_num_threads(settings["threads"])
-    recipe = dict(RECIPES.get(settings["recipe"], {}))
+    recipe = dict(RECIPES[settings["recipe"]])
     names = set(ModelArguments.__dataclass_fields__)
     model_arguments = ModelArguments(
         backbone=settings["backbone"],
@@ -85,12 +85,11 @@ def train_and_rank(settings: dict[str, Any]) -> None:
     data = load_prepared(settings["data"])
     title_tokens = TitleTokens.from_titles(processor, data.catalogue.titles)
     facts: dict[str, Any] = {"precision": arguments.resolved_precision}
-    if settings["recipe"] != "untuned":
-        trainer = build_trainer(apply_tuning(model, model_arguments), processor, title_tokens, data, arguments)
-        start = time.perf_counter()
-        trainer.train()
-        facts["seconds"] = time.perf_counter() - start
-        facts["log"] = [entry for entry in trainer.state.log_history if "loss" in entry]
+    trainer = build_trainer(apply_tuning(model, model_arguments), processor, title_tokens, data, arguments)
+    start = time.perf_counter()
+    trainer.train()
+    facts["seconds"] = time.perf_counter() - start
+    facts["log"] = [entry for entry in trainer.state.log_history if "loss" in entry]
     split = EvaluationData.from_prepared(data, "test")
     # The same users for every seed, so that they can be averaged over.
     rows = sample_rows(len(split), settings["test_users"], 0)
@@ -113,8 +112,7 @@ def train_and_rank(settings: dict[str, Any]) -> None:
 def run_all(arguments: argparse.Namespace) -> dict[str, list[Path]]:
     """Every recipe with every seed, one after the other; returns the folders by recipe."""
     folders: dict[str, list[Path]] = {}
-    # The untuned backbone under the preset of `fast` needs no seed.
-    jobs = [(recipe, seed) for seed in arguments.seeds for recipe in arguments.recipes] + [("untuned", 0)]
+    jobs = [(recipe, seed) for seed in arguments.seeds for recipe in arguments.recipes]
     for recipe, seed in jobs:
         folder = Path(arguments.work) / f"{recipe}-{arguments.examples}-{arguments.test_users}-{seed}"
         folders.setdefault(recipe, []).append(folder)
@@ -151,7 +149,7 @@ def compare(folders: dict[str, list[Path]]) -> dict[str, Any]:
                 {
                     "recipe": recipe, "protocol": protocol, "ndcg@10": float(per_seed.mean()),
                     "by_seed": per_seed.mean(axis=1).tolist(),
-                    "seconds": [one["seconds"] for one in facts if "seconds" in one],
+                    "seconds": [one["seconds"] for one in facts],
                     "precision": facts[0]["precision"],
                 }
             )  # fmt: skip
