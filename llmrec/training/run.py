@@ -35,6 +35,7 @@ from llmrec.training.data import ensure_prepared
 from llmrec.training.data_arguments import DataArguments
 from llmrec.training.examples import PrefixExamples, split_histories
 from llmrec.training.final import evaluate_and_save
+from llmrec.training.memory import keep_freed_memory
 from llmrec.training.model import build_model
 from llmrec.training.model_arguments import ModelArguments
 from llmrec.training.negatives import NegativeSampler
@@ -148,6 +149,8 @@ def build_trainer(
             examples.targets(), classes, sampler, arguments.per_device_train_batch_size, arguments.shared_negatives,
             arguments.world_size if gathers(arguments, config.contrastive_loss) else 1,
         )  # fmt: skip
+    if arguments.device.type == "cpu":
+        keep_freed_memory()
     if not (fsdp_is_asked_for() or deepspeed_is_asked_for()):
         model.to(arguments.device)  # as the trainer would, but before the kernels of that device are tried
     packing = choose_packing(model, processor, arguments.packing, arguments.share_prefixes)
