@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
     """Tell the C library not to hand freed memory back to the operating system.
 
     Large tensors are otherwise mapped anew whenever they are made, and the system clears every page of them; a step
-    that reads all texts of a batch in one pass makes gigabytes of them. With MiniLM it is a tenth of a step's time.
+    that reads all texts of a batch in one pass makes gigabytes of them.
 
     Returns:
         Whether the C library knows the request (glibc does).

@@ -89,6 +89,7 @@ def choose_packing(model: Any, processor: Any, wanted: str = "auto", share_prefi
                 "read once for all targets of a user" if share else "read one by one",
             )  # fmt: skip
             return Packing(how, share)
+        logger.info("packing %s was tried and left: %s", how, reason)
         reasons.append(f"{how}: {reason}")
         model.backbone.set_attn_implementation(before)
     if wanted != "auto":

@@ -13,11 +13,12 @@ import torch
 from accelerate.utils import DistributedType, save_fsdp_optimizer
 from safetensors.torch import load_file, save_file
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
-from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from llmrec.training import sharding
 from llmrec.training.arguments import LLMRecTrainingArguments
+from llmrec.training.callbacks import ClockCallback, EpochCallback, LogAtSaveCallback
 from llmrec.training.catalogue_bank import CatalogueBank
 from llmrec.training.checkpoints import SHARDS, TRAINABLE, Batches, CheckpointError, mark_complete, rotate
 from llmrec.training.collator import Collator
@@ -75,10 +76,10 @@ class LLMRecTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         input_builder: InputBuilder | None = None,
     ) -> None:
-        callbacks = [_EpochCallback(train_dataset), *(callbacks or [])]
+        callbacks = [EpochCallback(train_dataset), *(callbacks or [])]
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
-        callbacks += [_LogAtSaveCallback(), ClockCallback()]
+        callbacks += [LogAtSaveCallback(), ClockCallback()]
         self.validation = validation
         self.example_lengths = example_lengths
         self.input_builder = input_builder
@@ -418,56 +419,6 @@ def batches_of(arguments: LLMRecTrainingArguments, loss: str) -> Batches:
     return Batches(
         arguments.world_size, arguments.train_batch_size, arguments.gradient_accumulation_steps, contrast, weights
     )
-
-
-class _EpochCallback(TrainerCallback):
-    """Tells the data set which epoch begins; accelerate's own relay stops at its wrappers."""
-
-    def __init__(self, examples: PrefixExamples) -> None:
-        self.examples = examples
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.examples.set_epoch(int(state.epoch or 0))
-
-
-class ClockCallback(TrainerCallback, ExportableState):
-    """Adds up the time spent on training, also over the sessions of a run that was resumed."""
-
-    def __init__(self) -> None:
-        self.before = 0.0
-        self.start: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Seconds up to now."""
-        return self.before + (time.perf_counter() - self.start if self.start is not None else 0.0)
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.start = time.perf_counter()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.before, self.start = self.seconds, None
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
-        return {"args": {}, "attributes": {"before": self.seconds}}
-
-
-class _LogAtSaveCallback(TrainerCallback):
-    """Logs the loss whenever a checkpoint may be written, and at the end."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        return self._log(control)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        return self._log(control)
-
-    @staticmethod
-    def _log(control: Any) -> Any:
-        # An evaluation may decide to save (save_strategy "best"), after the decision to log has been taken.
-        if control.should_save or control.should_evaluate or control.should_training_stop:
-            control.should_log = True
-        return control
 
 
 def mean_logged(log_history: list[dict[str, Any]], name: str = "loss") -> float:
