@@ -6,13 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 READY := $(VENV)/.ready
-EXTRAS := demo,plots,tensorboard,test,dev
+EXTRAS := demo,plots,tensorboard,export,space,test,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-data demo-train demo-recommend test quick lint clean
+.PHONY: help setup demo demo-data demo-train demo-recommend space test quick lint clean
 
 help:
 	@echo "make demo   set up, train on the demo data, evaluate, reload, recommend   (runs/demo/)"
+	@echo "make space  the page in space/ on the demo's model, in a browser on this machine"
 	@echo "make test   set up and run every test"
 	@echo "make quick  the tests that take seconds"
 	@echo "make lint   ruff and mypy"
@@ -49,6 +50,11 @@ demo-recommend: demo-train
 	@$(PY) examples/stranger.py runs/demo/model runs/demo-prepared/catalogue.parquet \
 	    "Marlowe Whole Cumin, Cardamom and Cloves, 12 oz" "Pellingford Stovetop Moka Pot, 6 Cup" \
 	    "Coffee for Beginners by Marguerite Osei"
+
+# Trains the demo's model first where there is none.
+space: $(READY)
+	@test -f runs/demo/results.json || $(MAKE) demo-train
+	@$(PY) space/app.py --model runs/demo/model --catalogue runs/demo-prepared
 
 test: $(READY)
 	@$(PY) -m pytest

@@ -3,6 +3,9 @@
 This file travels to the Hub beside the weights. It imports nothing but transformers.
 """
 
+import copy
+import re
+from pathlib import PurePosixPath
 from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -12,6 +15,17 @@ AUTO_MAP = {
     "AutoModel": "modeling_llmrec.LLMRecModel",
     "AutoProcessor": "processing_llmrec.LLMRecProcessor",
 }
+# What `pipeline("recommendation", model=…, trust_remote_code=True)` looks for.
+CUSTOM_PIPELINES = {
+    "recommendation": {
+        "impl": "pipeline_llmrec.RecommendationPipeline",
+        "pt": ["AutoModel"],
+        "type": "text",
+        "default": {},
+    }
+}
+# PEFT puts the name of an adapter into names of modules and folders.
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 class LLMRecConfig(PreTrainedConfig):
@@ -27,7 +41,9 @@ class LLMRecConfig(PreTrainedConfig):
         backbone_name_or_path (`str`, *optional*):
             Where the pre-trained backbone came from. Adapter-only checkpoints load it from there.
         backbone_revision (`str`, *optional*):
-            Revision of that repository.
+            Revision of that repository, pinned to a commit where the backbone came from the Hub.
+        backbone_fingerprint (`str`, *optional*):
+            Print of the backbone's weight files ([`fingerprint`]). Adapters are refused over a backbone with another.
         encoder_only (`bool`, *optional*):
             Whether only the encoder of an encoder-decoder is used. Defaults to
             `text_config.is_encoder_decoder`. It is stored because building a T5 encoder clears that flag.
@@ -50,7 +66,8 @@ class LLMRecConfig(PreTrainedConfig):
         prefix_tokens, suffix_tokens (`list[str]`):
             Special tokens around a history and around an item.
         adapters (`dict[str, str]`, *optional*):
-            Adapter name to folder inside the repository. Present in adapter-only checkpoints.
+            Adapter name to folder inside the repository. Present in adapter-only checkpoints. Names are of letters,
+            digits, `_` and `-`.
         default_adapter (`str`, *optional*): The adapter that is active after loading.
     """
 
@@ -60,6 +77,7 @@ class LLMRecConfig(PreTrainedConfig):
     text_config: Any = None
     backbone_name_or_path: str | None = None
     backbone_revision: str | None = None
+    backbone_fingerprint: str | None = None
     encoder_only: bool | None = None
     pooling: Literal["cls", "last", "mean"] = "mean"
     projection_dim: int | None = None
@@ -88,6 +106,7 @@ class LLMRecConfig(PreTrainedConfig):
         self.prefix_tokens = list(self.prefix_tokens or [])
         self.suffix_tokens = list(self.suffix_tokens or [])
         self.auto_map = dict(AUTO_MAP)
+        self.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
         self._check_values()
         if self.max_history_tokens is None:
             self.max_history_tokens = self._default_history_tokens()
@@ -119,6 +138,15 @@ class LLMRecConfig(PreTrainedConfig):
                 raise ValueError(f"{field}={value} must be at least 1.")
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature} must be above 0.")
+        for name, folder in (self.adapters or {}).items():
+            path = PurePosixPath(str(folder))
+            if not ADAPTER_NAME.fullmatch(name):
+                raise ValueError(f"The adapter name {name!r} in config.json may hold letters, digits, _ and - only.")
+            if not path.parts or path.is_absolute() or ".." in path.parts or not re.fullmatch(r"[\w./-]+", str(folder)):
+                raise ValueError(
+                    f"config.json puts adapter {name!r} into {folder!r}: it must be a folder inside the repository, "
+                    f"such as 'adapters/{name}'."
+                )
         if self.default_adapter is not None and self.default_adapter not in (self.adapters or {}):
             raise ValueError(
                 f"default_adapter={self.default_adapter!r} is not among the adapters {list(self.adapters or {})}."
@@ -150,6 +178,9 @@ class LLMRecConfig(PreTrainedConfig):
             output["text_config"].pop("_name_or_path", None)
             # How a backbone was quantised while it was loaded; read back, it would promise weights stored in 4 bits.
             output["text_config"].pop("quantization_config", None)
+        # `pipeline` puts classes where the names were, and Auto classes write into both.
+        output["auto_map"] = dict(AUTO_MAP)
+        output["custom_pipelines"] = copy.deepcopy(CUSTOM_PIPELINES)
         return output
 
 

@@ -25,6 +25,10 @@ SUBCOMMANDS = {
     "plan": Subcommand("llmrec.planning.command", "tell what a training will cost before it starts"),
     "evaluate": Subcommand("llmrec.evaluation.command", "rank the catalogue for every test user and write the metrics"),
     "recommend": Subcommand("llmrec.retrieval.command", "print the best items for a history of titles"),
+    "export": Subcommand("llmrec.hub.formats.command", "write a model for other servers: ONNX, OpenVINO, TEI"),
+    "card": Subcommand("llmrec.hub.card_command", "write the model card of a run"),
+    "push-data": Subcommand("llmrec.hub.dataset_command", "publish a prepared folder as a data set on the Hub"),
+    "pull-data": Subcommand("llmrec.hub.dataset_pull_command", "make the prepared folder that somebody published"),
     "demo-data": Subcommand("llmrec.data.demo_command", "write the demo's made-up interactions and items"),
 }
 
@@ -42,7 +46,7 @@ def build_parser(requested: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llmrec",
         description="Multi-domain sequential recommendation from item titles.",
-        epilog="Training is `accelerate launch train.py CONFIG.yaml`. "
+        epilog="Training is `accelerate launch train.py CONFIG.yaml`, publishing `python push_to_hub.py RUN ORG/NAME`. "
         f"{TRACEBACK_VARIABLE}=1 in the environment shows where an error arose.",
     )
     parser.add_argument("--version", action="version", version=f"llmrec {__version__}")

@@ -4,6 +4,7 @@ This file and its siblings travel to the Hub and run on machines without the pac
 torch and transformers only.
 """
 
+import copy
 import os
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,9 +15,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .backbone import build_backbone, load_backbone
+from .backbone import HUB_ARGUMENTS, build_backbone, load_backbone, naming_damaged_files, refuse_other_tensors
 from .checkpoint import load_with_adapters, save_adapters, write_code
 from .configuration_llmrec import LLMRecConfig
+from .fingerprint import DamagedFileError, commit_of, fingerprint, weight_files
 from .gather import gather_rows
 from .heads import ContrastiveHead, LogitScale
 from .last_layer import find_last_layer, only_where_read
@@ -42,6 +44,10 @@ def _beside(items: Tensor | None, bank: Tensor | None) -> Tensor | None:
     return None if items is None or bank is None else torch.cat([items, bank.to(items)], dim=-1)
 
 
+def _hub(revision: str | None) -> dict[str, str]:
+    return {} if revision is None else {"revision": revision}
+
+
 @dataclass
 class LLMRecOutput(ModelOutput):
     """Output of [`LLMRecModel`].
@@ -54,7 +60,7 @@ class LLMRecOutput(ModelOutput):
         item_embeds (`torch.FloatTensor` of shape `(items, embedding_dim)`, *optional*):
             With items of several ranks, those of all ranks.
         embeddings (`torch.FloatTensor` of shape `(vectors, embedding_dim)`, *optional*):
-            All vectors of packed texts, in their order.
+            All vectors of packed texts, in their order; those of `input_ids` where there is nothing else.
     """
 
     loss: Tensor | None = None
@@ -217,6 +223,8 @@ class LLMRecModel(PreTrainedModel):
                 user_embeds = self.get_user_embeddings(input_ids, attention_mask)
             if item_input_ids is not None:
                 item_embeds = self.get_item_embeddings(item_input_ids, item_attention_mask)
+            else:
+                embeddings = user_embeds  # what a SentenceTransformer takes
         scores = loss = None
         if user_embeds is not None and item_embeds is not None:
             # In half precision a target ties with its neighbours; float32 costs nothing here.
@@ -271,7 +279,7 @@ class LLMRecModel(PreTrainedModel):
 
         Args:
             name_or_path: folder or Hub id of the backbone (BERT, OPT, FLAN-T5, Llama, …).
-            revision: revision on the Hub.
+            revision: revision on the Hub; the config pins the commit that it stands for.
             preset: `"default"`, or `"paper"` for the authors' text layout, pooling and loss.
             tokenizer: its tokenizer; loaded from the same place by default.
             dtype: type of the backbone's weights (float32 by default); the head is float32.
@@ -284,14 +292,26 @@ class LLMRecModel(PreTrainedModel):
             ValueError: for weights that do not fit, an unknown preset or field, a tokenizer without a
                 special token that the preset needs.
         """
-        hub = {} if revision is None else {"revision": revision}
+        pinned = commit_of(name_or_path, **_hub(revision)) or revision
         config = cls.config_for_backbone(
-            name_or_path, revision=revision, preset=preset, tokenizer=tokenizer, **config_fields
+            name_or_path, revision=pinned, preset=preset, tokenizer=tokenizer, **config_fields
         )
         options = {"dtype": dtype or torch.float32, "attn_implementation": attn_implementation}
         if quantization_config is not None:
             options["quantization_config"] = quantization_config
-        backbone = load_backbone(name_or_path, config.text_config, bool(config.encoder_only), **hub, **options)
+        try:
+            backbone = load_backbone(
+                name_or_path, config.text_config, bool(config.encoder_only), **_hub(pinned), **options
+            )
+        except OSError:
+            if revision is not None or pinned is None:
+                raise
+            # Where a repository has pickled weights only, transformers finds its pull request with converted ones,
+            # but not from a commit: so nothing is pinned.
+            backbone = load_backbone(name_or_path, config.text_config, bool(config.encoder_only), **options)
+            pinned = config.backbone_revision = None
+        files = weight_files(name_or_path, **_hub(pinned))
+        config.backbone_fingerprint = fingerprint(files) if files else None
         config.text_config = backbone.config
         # The caller may train at once or encode at once; like every from_pretrained, start in eval mode.
         return cls(config, backbone=backbone).eval()
@@ -307,18 +327,18 @@ class LLMRecModel(PreTrainedModel):
         **config_fields: Any,
     ) -> Any:
         """The `LLMRecConfig` that [`from_backbone`] makes; no weights are read. Arguments and errors as there."""
-        hub = {} if revision is None else {"revision": revision}
         unknown = sorted(set(config_fields) - {field.name for field in fields(cls.config_class)})
         if unknown:
             raise ValueError(f"{unknown[0]!r} is not a field of LLMRecConfig.")
-        text_config = AutoConfig.from_pretrained(name_or_path, **hub)
+        pinned = commit_of(name_or_path, **_hub(revision)) or revision
+        text_config = AutoConfig.from_pretrained(name_or_path, **_hub(pinned))
         if text_config.model_type == cls.config_class.model_type:
             raise ValueError(f"{str(name_or_path)!r} is an LLM-Rec model already: load it with from_pretrained.")
         if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub)
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, **_hub(pinned))
         values = {
             "backbone_name_or_path": str(name_or_path),
-            "backbone_revision": revision,
+            "backbone_revision": pinned,
             **preset_fields(preset, text_config, tokenizer),
             **config_fields,
         }
@@ -331,6 +351,8 @@ class LLMRecModel(PreTrainedModel):
         *args: Any,
         config: PreTrainedConfig | None = None,
         load_adapters: bool = True,
+        backbone: str | os.PathLike | None = None,
+        check_backbone: bool = True,
         **kwargs: Any,
     ) -> Any:
         """Load a saved model: full or merged weights, or adapters over a backbone in its own place.
@@ -340,38 +362,91 @@ class LLMRecModel(PreTrainedModel):
             config: its configuration, read from the same place by default.
             load_adapters: `False` gives an adapter checkpoint's bare backbone, for users of
                 `PeftModel.from_pretrained`.
-            **kwargs: as in transformers (`revision`, `dtype`, `attn_implementation`, `token`, …).
+            backbone: folder or Hub id to take the backbone of an adapter checkpoint from, instead of the place that
+                its config names (on a machine without a network, or from a mirror).
+            check_backbone: `False` only warns of a backbone that has changed since the adapters were trained.
+            **kwargs: as in transformers (`revision`, `dtype`, `attn_implementation`, `token`, …), and fields of
+                [`LLMRecConfig`] to change, such as `default_adapter`.
 
         Raises:
+            TypeError: for an argument that an adapter checkpoint does not take.
             ValueError: for a folder that is not an LLM-Rec model (a raw backbone goes into
-                [`from_backbone`]), or weights that do not fit its configuration.
+                [`from_backbone`]), weights that do not fit its configuration, or another backbone than the adapters'.
+            OSError: for a file that is missing or damaged.
         """
-        hub_names = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
-        hub = {name: kwargs[name] for name in hub_names if kwargs.get(name) is not None}
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+        own_fields = {field.name for field in fields(cls.config_class)} - {f.name for f in fields(PreTrainedConfig)}
+        changes = {name: kwargs.pop(name) for name in sorted(own_fields & kwargs.keys())}
         if config is None:
-            found, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
-            if found.get("model_type") != cls.config_class.model_type:
-                raise ValueError(
-                    f"{str(pretrained_model_name_or_path)!r} is a {found.get('model_type')!r} model, not an LLM-Rec "
-                    "checkpoint. To start from a pre-trained language model call LLMRecModel.from_backbone(…)."
-                )
-            config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
-        if config.adapters:
-            return load_with_adapters(
-                cls, pretrained_model_name_or_path, config, load_adapters=load_adapters, hub=hub, **kwargs
-            )
+            config = cls._read_config(pretrained_model_name_or_path, hub)
+        elif changes:
+            config = copy.deepcopy(config)
+        for name, value in changes.items():
+            setattr(config, name, value)
         wants_info = kwargs.pop("output_loading_info", False)
-        kwargs.setdefault("use_safetensors", True)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, config=config, output_loading_info=True, **kwargs
-        )
-        for problem in ("missing_keys", "unexpected_keys"):
-            if info[problem]:
-                raise ValueError(
-                    f"The weights in {str(pretrained_model_name_or_path)!r} belong to another configuration: "
-                    f"{len(info[problem])} {problem.replace('_', ' ')}, among them {sorted(info[problem])[0]!r}."
+        if config.adapters:
+            for name in HUB_ARGUMENTS:
+                kwargs.pop(name, None)
+            model = load_with_adapters(
+                cls, pretrained_model_name_or_path, config,
+                load_adapters=load_adapters, hub=hub, backbone=backbone, check_backbone=check_backbone, **kwargs,
+            )  # fmt: skip
+            return (model, {}) if wants_info else model
+        if backbone is not None:
+            raise TypeError(
+                f"backbone={str(backbone)!r} is for adapter checkpoints: {str(pretrained_model_name_or_path)!r} holds "
+                "all weights itself."
+            )
+        if kwargs.get("use_safetensors") not in (None, True):
+            raise TypeError("Pickled weights are refused: use_safetensors must be True.")
+        kwargs["use_safetensors"] = True
+        kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by name
+        try:
+            with naming_damaged_files(pretrained_model_name_or_path, hub):
+                model, info = super().from_pretrained(
+                    pretrained_model_name_or_path, *args, config=config, output_loading_info=True, **kwargs
                 )
+        except DamagedFileError:
+            raise  # names the file
+        except OSError as error:
+            raise OSError(
+                f"The weights of {str(pretrained_model_name_or_path)!r} cannot be had: they must be "
+                "model.safetensors, or its index and every file that this names; pickled weights are refused. Fetch or "
+                f"save the model again. Cause: {error}"
+            ) from error
+        refuse_other_tensors(pretrained_model_name_or_path, info, "missing_keys", "unexpected_keys", "mismatched_keys")
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _read_config(cls, name_or_path: str | os.PathLike, hub: dict[str, Any]) -> Any:
+        found, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
+        if not found or not isinstance(found, dict):
+            raise OSError(f"{str(name_or_path)!r} has no config.json, or an empty one: fetch or save the model again.")
+        if "model_type" not in found:
+            raise ValueError(f"config.json of {str(name_or_path)!r} says no model_type: fetch or save the model again.")
+        if found["model_type"] != cls.config_class.model_type:
+            raise ValueError(
+                f"{str(name_or_path)!r} is a {found['model_type']!r} model, not an LLM-Rec checkpoint. To start from a "
+                "pre-trained language model call LLMRecModel.from_backbone(…)."
+            )
+        try:
+            return cls.config_class.from_pretrained(name_or_path, **hub)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"config.json of {str(name_or_path)!r} cannot be used: {error} Fetch or save the model again."
+            ) from error
+
+    def as_pipeline(self, processor: LLMRecProcessor, **kwargs: Any) -> Any:
+        """`pipeline("recommendation", …)` around this model.
+
+        Args:
+            processor: the model's.
+            **kwargs: as in transformers (`device`, `batch_size`, …).
+        """
+        # Not at the top: most do without it. For transformers the import is a reason to keep the file with the others.
+        from .pipeline_llmrec import RecommendationPipeline
+
+        return RecommendationPipeline(model=self, tokenizer=processor.tokenizer, processor=processor, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save config, safetensors weights and the code that loads them.
@@ -379,7 +454,12 @@ class LLMRecModel(PreTrainedModel):
         A model with adapters is saved as adapters only: its backbone stays where it came from.
         """
         if getattr(self, "_hf_peft_config_loaded", False):
-            save_adapters(self, save_directory, **kwargs)
+            save_adapters(self, save_directory)
+        elif self.config.adapters:
+            raise ValueError(
+                "This model was loaded without its adapters (load_adapters=False): saved, it would be the untrained "
+                "backbone. Load it with them."
+            )
         else:
             super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):

@@ -21,8 +21,10 @@ def pool(hidden: Tensor, attention_mask: Tensor, how: str) -> Tensor:
         ValueError: for another `how`, or a row without a real token.
     """
     lengths = attention_mask.sum(dim=1)
-    # On an accelerator this look would wait for the device at every step; the processor refuses empty texts.
-    if lengths.device.type == "cpu" and not torch.jit.is_tracing() and bool((lengths == 0).any()):
+    # On an accelerator this look would wait for the device at every step, and an exported graph has no place for it;
+    # the processor refuses empty texts.
+    looks = lengths.device.type == "cpu" and not torch.jit.is_tracing() and not torch.compiler.is_exporting()
+    if looks and bool((lengths == 0).any()):
         row = int((lengths == 0).nonzero()[0])
         raise ValueError(f"Row {row} of the batch has no tokens: a history or title must not be empty.")
     if how == "cls":

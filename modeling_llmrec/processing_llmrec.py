@@ -13,6 +13,43 @@ from .configuration_llmrec import AUTO_MAP, LLMRecConfig
 
 TokenIds = Sequence[int]
 
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
+# What the Auto classes and `pipeline` hand to every part of a model: for the weights, or for choosing the code.
+NOT_FOR_TOKENIZERS = (
+    "trust_remote_code", "code_revision", "_from_auto", "_from_pipeline", "_commit_hash",
+    "dtype", "torch_dtype", "device_map", "attn_implementation", "quantization_config",
+)  # fmt: skip
+# The only options of a tokenizer that do not change which tokens are read, with the values that are ours anyway.
+LAYOUT_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "padding": (True, "longest"),
+    "truncation": (True, "longest_first", "only_first"),
+    "return_tensors": ("pt",),
+    "add_special_tokens": (True,),
+    "return_attention_mask": (True,),
+    "max_length": (None,),
+}
+# What SentenceTransformer reads: one module, which calls this processor with `text=` and takes the model's
+# `embeddings`. The usual pair of modules, Transformer and Pooling, would leave out the head.
+SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+    ],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {"text": {"method": "forward", "method_output_name": "embeddings"}},
+        "module_output_name": "sentence_embedding",
+        # With flash-attention it would lay the texts of a batch end to end, without the masks that our model reads.
+        "unpad_inputs": False,
+    },
+    "config_sentence_transformers.json": {
+        "model_type": "SentenceTransformer",
+        "prompts": {},
+        "default_prompt_name": None,
+        "similarity_fn_name": "dot",
+        "requirements": {"sentence-transformers": ">=6.0"},
+    },
+}
+
 
 class LLMRecProcessor(ProcessorMixin):
     r"""
@@ -137,6 +174,7 @@ class LLMRecProcessor(ProcessorMixin):
         self,
         histories: Sequence[Sequence[str]] | None = None,
         items: Sequence[str] | None = None,
+        text: str | Sequence[str | Sequence[str]] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Tokenise histories, items or both.
@@ -144,6 +182,9 @@ class LLMRecProcessor(ProcessorMixin):
         Args:
             histories: one list of titles a user, oldest first.
             items: titles.
+            text: titles and histories alike, as a SentenceTransformer passes them: a history is a list of titles, or
+                a string with one title a line, oldest first; a title is a history of one.
+            **kwargs: only with `text`, and only what the layout does anyway (`padding=True`, …).
 
         Returns:
             `input_ids`, `attention_mask` (histories, length) and `item_input_ids`,
@@ -151,8 +192,15 @@ class LLMRecProcessor(ProcessorMixin):
 
         Raises:
             ValueError: for neither, an empty history, or a blank title, naming its place.
+            TypeError: for an option that would change the layout.
         """
-        if kwargs:
+        if text is not None:
+            if histories is not None or items is not None:
+                raise ValueError("Pass text, or histories and items: not both.")
+            self._check_options(kwargs)
+            texts = [text] if isinstance(text, str) else text
+            histories = [self._lines(one) if isinstance(one, str) else one for one in texts]
+        elif kwargs:
             raise TypeError(f"Unexpected arguments {sorted(kwargs)}: the layout comes from the checkpoint's config.")
         if histories is None and items is None:
             raise ValueError("Pass histories=[[title, …], …], items=[title, …], or both.")
@@ -165,6 +213,22 @@ class LLMRecProcessor(ProcessorMixin):
             padded = self.pad([self.layout_item(ids) for ids in self.tokenize_titles(items)])
             batch |= {f"item_{name}": tensor for name, tensor in padded.items()}
         return BatchFeature(batch)
+
+    @staticmethod
+    def _lines(text: str) -> list[str]:
+        lines = [line for line in text.split("\n") if line.strip()]
+        return lines if len(lines) > 1 else [text]
+
+    @staticmethod
+    def _check_options(options: dict[str, Any]) -> None:
+        """Take the options that a SentenceTransformer sends along, refuse those that would change the vectors."""
+        # By kind of input, as transformers' processors take them; ours reads text only.
+        flat = {name: value for name, value in options.items() if not name.endswith("_kwargs")}
+        flat |= options.get("common_kwargs") or {}
+        flat |= options.get("text_kwargs") or {}
+        for name, value in flat.items():
+            if not any(value is allowed or value == allowed for allowed in LAYOUT_OPTIONS.get(name, ())):
+                raise TypeError(f"Unexpected argument {name}={value!r}: the layout comes from the checkpoint's config.")
 
     def _history(self, row: int, titles: Sequence[str]) -> list[int]:
         if isinstance(titles, str):
@@ -183,26 +247,40 @@ class LLMRecProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "LLMRecProcessor":
-        """Load tokenizer and config from a saved model, local or on the Hub."""
-        for name in ("trust_remote_code", "_from_auto", "code_revision"):
-            kwargs.pop(name, None)
-        hub = {name: value for name, value in kwargs.items() if value is not None}
-        config = LLMRecConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+        """Load tokenizer and config from a saved model, local or on the Hub.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id.
+            **kwargs: as in transformers (`revision`, `token`, …); others go to the tokenizer.
+        """
+        options = {name: value for name, value in kwargs.items() if name not in NOT_FOR_TOKENIZERS}
+        hub = {name: options.pop(name) for name in HUB_ARGUMENTS if name in options}
+        hub = {name: value for name, value in hub.items() if value is not None}
+        config = options.pop("config", None)
+        if config is None:
+            config = LLMRecConfig.from_pretrained(pretrained_model_name_or_path, **hub)
         # With the backbone's config the tokenizer is chosen as it was for the backbone, and no code is asked for.
-        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=config.text_config, **hub)
+        tokenizer = AutoTokenizer.from_pretrained(
+            pretrained_model_name_or_path, config=config.text_config, **hub, **options
+        )
         return cls(tokenizer, config=config)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Save the tokenizer, and `config.json` where the folder has none yet."""
+        """Save the tokenizer, what a SentenceTransformer reads, and `config.json` where the folder has none yet."""
         if push_to_hub:
             raise ValueError("Publish a whole model folder with push_to_hub.py: a processor alone is of no use.")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
+        if self.tokenizer.is_fast:
+            # Left over from the last call, these would be saved too; the folder shall not depend on what was read.
+            self.tokenizer.backend_tokenizer.no_truncation()
+            self.tokenizer.backend_tokenizer.no_padding()
         self.tokenizer._set_processor_class(type(self).__name__)
         self.tokenizer.save_pretrained(folder)
         settings = {"processor_class": type(self).__name__, "auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}}
         path = folder / "processor_config.json"
-        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        for name, content in {path.name: settings, **SENTENCE_TRANSFORMERS_FILES}.items():
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         if not (folder / "config.json").exists():
             self.config.save_pretrained(folder)
         return [str(path)]

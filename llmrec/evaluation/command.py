@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from llmrec.evaluation.protocols import get_protocol
     from llmrec.evaluation.results import check_free
     from llmrec.evaluation.runner import POPULARITY, UNTUNED, EvaluationData, evaluate_systems, sample_rows
-    from modeling_llmrec import LLMRecModel, LLMRecProcessor
+    from llmrec.hub.loading import load_model
 
     # All that can be refused is refused before the long work.
     model_path, run_folder = find_model(args.model)
@@ -63,8 +63,7 @@ def run(args: argparse.Namespace) -> int:
     rows = sample_rows(len(data), args.max_users, args.sample_seed)
     progress = not args.no_progress
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    processor = LLMRecProcessor.from_pretrained(model_path)
-    tuned = LLMRecModel.from_pretrained(model_path)
+    tuned, processor = load_model(model_path)
     models = (
         {} if args.no_untuned else {UNTUNED: untuned_twin(tuned.config, processor.tokenizer, args.baseline_backbone)}
     )

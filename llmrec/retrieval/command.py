@@ -10,7 +10,10 @@ from dataclasses import asdict
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("titles", nargs="+", help="titles of the history, oldest first")
     parser.add_argument("--model", required=True, help="saved model: a folder (runs/<name>/model) or a Hub id")
-    parser.add_argument("--catalogue", required=True, help="catalogue.parquet, or a prepared data folder")
+    parser.add_argument(
+        "--catalogue", help="catalogue.parquet, or a prepared data folder (default: the one published beside the model)"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
     parser.add_argument("-k", type=int, default=10, help="how many items (default: 10)")
     parser.add_argument("--domain", help="recommend from this domain only")
     parser.add_argument(
@@ -22,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from llmrec.retrieval.recommender import Recommender
 
-    recommender = Recommender.from_pretrained(args.model, args.catalogue, progress=not args.json)
+    options = {} if args.revision is None else {"revision": args.revision}
+    recommender = Recommender.from_pretrained(args.model, args.catalogue, progress=not args.json, **options)
     found = recommender.recommend(args.titles, args.k, domain=args.domain, exclude_history=not args.keep_history)
     if args.json:
         for item in found:

@@ -35,6 +35,7 @@ class Recommender:
         processor: its `LLMRecProcessor`.
         catalogue: the items that may be recommended.
         progress: whether to show a bar while the catalogue is encoded.
+        item_embeds: float32 (items, embedding_dim), the catalogue's vectors by this model, where they are known.
 
     Example:
 
@@ -42,24 +43,54 @@ class Recommender:
         recommender.recommend(["Single-Origin Espresso Beans, 1 kg"], k=5, domain="Kitchen")
     """
 
-    def __init__(self, model: Any, processor: Any, catalogue: Catalogue, *, progress: bool = True) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        catalogue: Catalogue,
+        *,
+        progress: bool = True,
+        item_embeds: torch.Tensor | None = None,
+    ) -> None:
         self.model, self.processor, self.catalogue = model, processor, catalogue
-        self.item_embeds = self._encode(catalogue.titles, progress)
+        shape = (len(catalogue), model.config.embedding_dim)
+        if item_embeds is not None and tuple(item_embeds.shape) != shape:
+            raise ValueError(f"item_embeds has the shape {tuple(item_embeds.shape)}, and this catalogue needs {shape}.")
+        self.item_embeds = self._encode(catalogue.titles, progress) if item_embeds is None else item_embeds
         self._by_title: dict[str, list[int]] = {}
         self._remember(catalogue.titles, first=0)
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path, catalogue: Catalogue | str | Path, *, progress: bool = True, **kwargs: Any
+        cls, model: str | Path, catalogue: Catalogue | str | Path | None = None, *, progress: bool = True, **kwargs: Any
     ) -> Recommender:
-        """Load a model from a folder or the Hub, and a catalogue from its Parquet file or prepared folder."""
-        from modeling_llmrec import LLMRecModel, LLMRecProcessor
+        """Load a model and the items that it recommends.
 
+        Args:
+            model: folder or Hub id.
+            catalogue: the items, or their Parquet file or prepared folder; they are encoded. By default the catalogue
+                that was published beside the model, with its vectors, and nothing is encoded.
+            progress: whether to show a bar while the catalogue is encoded.
+            **kwargs: as for `llmrec.hub.loading.load_model` (`revision`, `dtype`, `backbone`, `token`, …).
+
+        Raises:
+            DataError: the catalogue cannot be read.
+            CatalogueIndexError: none was given, and there is none beside the model, or it is another model's.
+        """
+        from llmrec.hub.catalogue_index import HUB_ARGUMENTS, check_index, load_index
+        from llmrec.hub.loading import load_model
+
+        # The small parts first: what is missing is said before gigabytes are loaded.
+        if catalogue is None:
+            index = load_index(model, **{name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs})
+            loaded, processor = load_model(model, **kwargs)
+            check_index(index, loaded, processor, str(model))
+            return cls(loaded, processor, index.catalogue, progress=progress, item_embeds=index.item_embeds)
         if not isinstance(catalogue, Catalogue):
             path = Path(catalogue)
             catalogue = Catalogue.load(path / "catalogue.parquet" if path.is_dir() else path)
-        loaded = LLMRecModel.from_pretrained(model, **kwargs)
-        return cls(loaded, LLMRecProcessor.from_pretrained(model, **kwargs), catalogue, progress=progress)
+        loaded, processor = load_model(model, **kwargs)
+        return cls(loaded, processor, catalogue, progress=progress)
 
     def recommend(
         self, history: Sequence[str], k: int = 10, *, domain: str | None = None, exclude_history: bool = True

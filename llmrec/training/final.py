@@ -18,6 +18,7 @@ from llmrec.evaluation.intervals import Bootstrap
 from llmrec.evaluation.ranker import RankResult
 from llmrec.evaluation.runner import TUNED, UNTUNED, EvaluationData, evaluate_systems, sample_rows
 from llmrec.hub.export import save_model
+from llmrec.hub.loading import load_model
 from llmrec.retrieval.encoding import encode_histories, encode_titles
 from llmrec.retrieval.scorers import EmbeddingScorer
 from llmrec.training.arguments import LLMRecTrainingArguments
@@ -26,7 +27,6 @@ from llmrec.training.model_arguments import ModelArguments
 from llmrec.training.processes import share_of
 from llmrec.training.run_folder import RunFolder
 from llmrec.training.validation import Embeddings, embed
-from modeling_llmrec import LLMRecModel, LLMRecProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +119,7 @@ def check_reload(
     Raises:
         ReloadError: it is above `RELOAD_TOLERANCE`, or `BF16_RELOAD_TOLERANCE` where the backbone is in bf16.
     """
-    kwargs = {} if quantization is None else {"quantization_config": quantization}
-    model, processor = LLMRecModel.from_pretrained(folder, **kwargs), LLMRecProcessor.from_pretrained(folder)
+    model, processor = load_model(folder, **({} if quantization is None else {"quantization_config": quantization}))
     model.to(PartialState().device)
     users = rows[:CHECKED_USERS]
     items = np.unique(np.linspace(0, len(title_tokens) - 1, CHECKED_ITEMS).astype(np.int64))

@@ -40,8 +40,8 @@ def build_model(arguments: ModelArguments, **overrides: Any) -> tuple[Any, Any]:
 def config_fields(arguments: ModelArguments, source: str, **overrides: Any) -> dict[str, Any]:
     """Fields of `LLMRecConfig` that the arguments set; `source` is where the backbone is read from."""
     fields = {**arguments.config_overrides, **overrides}
-    if source != arguments.backbone and arguments.save_form == "full":
-        # Full weights do not need it again, so the published name may stand there and not a path of this machine.
+    if source != arguments.backbone:
+        # The published name stands there, and not a path of this machine; at home `load_model` knows the way back.
         fields["backbone_name_or_path"] = arguments.backbone
     return fields
 

@@ -108,3 +108,40 @@ def test_saved_with_the_model_and_loaded_by_auto_processor(make, tmp_path: Path)
     assert isinstance(again, LLMRecProcessor)
     assert again.config.to_dict() == processor.config.to_dict()
     assert torch.equal(again(items=TITLES)["item_input_ids"], processor(items=TITLES)["item_input_ids"])
+
+
+def test_text_may_be_an_item_or_a_history(make) -> None:
+    processor = make()
+    batch = processor(
+        text=[TITLES[0], TITLES[:3]],
+        text_kwargs={"padding": True, "truncation": "longest_first"},
+        images_kwargs={},
+        common_kwargs={"return_tensors": "pt"},
+    )
+    assert torch.equal(batch["input_ids"], processor(histories=[TITLES[:1], TITLES[:3]])["input_ids"])
+    assert set(batch) == {"input_ids", "attention_mask"}
+    lines = processor(text=[TITLES[0], "\n".join(TITLES[:3]) + "\n"])  # one title a line
+    assert torch.equal(lines["input_ids"], batch["input_ids"])
+    assert torch.equal(processor(text=TITLES[0])["input_ids"], processor(items=TITLES[:1])["item_input_ids"])
+
+
+@pytest.mark.parametrize("options", [{"max_length": 8}, {"text_kwargs": {"padding": "max_length"}}, {"stride": 2}])
+def test_options_of_a_tokenizer_that_change_the_layout_are_refused(make, options: dict) -> None:
+    with pytest.raises(TypeError, match="the layout comes from the checkpoint's config"):
+        make()(text=TITLES, **options)
+    with pytest.raises(ValueError, match="not both"):
+        make()(text=TITLES, items=TITLES)
+
+
+def test_what_is_saved_does_not_depend_on_what_was_read(make, tmp_path: Path) -> None:
+    processor = make()
+    processor.save_pretrained(tmp_path / "before")
+    processor(histories=[TITLES])
+    processor.save_pretrained(tmp_path / "after")
+    AutoProcessor.from_pretrained(tmp_path / "after").save_pretrained(tmp_path / "again")
+    names = sorted(path.name for path in (tmp_path / "before").iterdir())
+    assert {"modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"} < set(names)
+    for folder in ("after", "again"):
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == names
+        for name in names:
+            assert (tmp_path / "before" / name).read_bytes() == (tmp_path / folder / name).read_bytes(), name

@@ -109,7 +109,8 @@ def test_kills_at_random_moments(recipe: Path, tmp_path: Path) -> None:
     expected = losses_of(tmp_path / "undisturbed")
     assert len(expected) > 20
     run, moments = tmp_path / "killed", random.Random(5)
-    for least, pause in ((10, 0.3), (40, 0.3), (70, 0.3), (expected[-1][0], 0.05)):
+    # By real signals to the real command; test_kills.py strikes twenty times, in every phase.
+    for least, pause in ((40, 0.3), (expected[-1][0], 0.05)):
         process = start(*options, "--run_dir", str(run), "--resume")
         _wait_for_checkpoint(process, run, least)
         time.sleep(moments.uniform(0, pause))
