@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
 from .configuration_llmrec import AUTO_MAP, LLMRecConfig
+from .tokenizer_files import read_tokenizer, save_tokenizer
 
 TokenIds = Sequence[int]
 
@@ -259,11 +260,7 @@ class LLMRecProcessor(ProcessorMixin):
         config = options.pop("config", None)
         if config is None:
             config = LLMRecConfig.from_pretrained(pretrained_model_name_or_path, **hub)
-        # With the backbone's config the tokenizer is chosen as it was for the backbone, and no code is asked for.
-        tokenizer = AutoTokenizer.from_pretrained(
-            pretrained_model_name_or_path, config=config.text_config, **hub, **options
-        )
-        return cls(tokenizer, config=config)
+        return cls(read_tokenizer(pretrained_model_name_or_path, config, **hub, **options), config=config)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Save the tokenizer, what a SentenceTransformer reads, and `config.json` where the folder has none yet."""
@@ -271,12 +268,8 @@ class LLMRecProcessor(ProcessorMixin):
             raise ValueError("Publish a whole model folder with push_to_hub.py: a processor alone is of no use.")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        if self.tokenizer.is_fast:
-            # Left over from the last call, these would be saved too; the folder shall not depend on what was read.
-            self.tokenizer.backend_tokenizer.no_truncation()
-            self.tokenizer.backend_tokenizer.no_padding()
         self.tokenizer._set_processor_class(type(self).__name__)
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
         settings = {"processor_class": type(self).__name__, "auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}}
         path = folder / "processor_config.json"
         for name, content in {path.name: settings, **SENTENCE_TRANSFORMERS_FILES}.items():

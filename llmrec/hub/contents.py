@@ -188,18 +188,19 @@ def _leaks(path: Path, relative: str) -> Iterator[_Problem]:
     yield from (_Problem(text) for text in find_secrets(data))
     if not (path.suffix in _TEXT_SUFFIXES or path.name in _TEXT_SUFFIXES or path.suffix == ".safetensors"):
         return
+    if path.name in _VOCABULARIES:
+        return
     text = data.decode("utf-8", errors="replace")
-    if path.suffix == ".json":
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return  # not JSON, which has been said
-        if path.name not in _VOCABULARIES:
-            if kind_of(relative) != "tokenizer":  # whose `eos_token` and the like are words
-                yield from (_Problem(text) for text in find_named_secrets(value))
-            yield from (_Problem(text, scrubbed_later=True) for text in find_paths_in_json(value))
-    elif path.name not in _VOCABULARIES:
-        yield from (_Problem(text, scrubbed_later=True) for text in find_paths(text))
+    if path.suffix != ".json":
+        yield from (_Problem(found, scrubbed_later=True) for found in find_paths(text))
+        return
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return  # not JSON, which has been said
+    if kind_of(relative) != "tokenizer":  # whose `eos_token` and the like are words
+        yield from (_Problem(found) for found in find_named_secrets(value))
+    yield from (_Problem(found, scrubbed_later=True) for found in find_paths_in_json(value))
 
 
 def _safetensors_metadata(path: Path) -> bytes:

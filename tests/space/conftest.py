@@ -89,7 +89,7 @@ def address(space_model: Path, space_catalogue: Path, tmp_path_factory: pytest.T
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not _answers(url):
             if server.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"the page did not start:\n{(folder / 'log.txt').read_text()[-3000:]}")
@@ -142,7 +142,7 @@ def open_page(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(30_000)
         watch(page)
         page.goto(f"{address}/{query}")
         page.get_by_role("combobox", name="Your history").wait_for()
