@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmrec.hub.file_kinds import UNKNOWN, json_object, kind_of, look_into
+from llmrec.hub.file_kinds import UNKNOWN, json_object, kind_of, look_into, siblings
 from llmrec.hub.leaks import (
     PICKLE_SUFFIXES,
     find_named_secrets,
@@ -308,10 +307,12 @@ def _check_code(folder: Path, config: dict[str, Any], names: set[str]) -> Iterat
     for task, pipeline in (config.get("custom_pipelines") or {}).items():
         references[f"pipeline {task!r}"] = pipeline.get("impl", "") if isinstance(pipeline, dict) else ""
     for file in ("processor_config.json", "tokenizer_config.json"):
-        if file in names:
-            settings = read_json(folder / file) if (folder / file).is_file() else {}
-            for user, reference in (settings.get("auto_map") or {}).items():
-                references.setdefault(user, reference if isinstance(reference, str) else reference[-1])
+        try:
+            settings = json_object(folder / file) if file in names else {}
+        except ValueError:
+            continue  # said already
+        for user, reference in (settings.get("auto_map") or {}).items():
+            references.setdefault(user, reference if isinstance(reference, str) else reference[-1])
     waiting = []
     for user, reference in references.items():
         if "--" in reference:
@@ -328,17 +329,9 @@ def _check_code(folder: Path, config: dict[str, Any], names: set[str]) -> Iterat
             yield f"{name} is missing, which {user} needs"
             continue
         try:
-            tree = ast.parse((folder / name).read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
+            waiting += [(sibling, name) for sibling in siblings((folder / name).read_text(encoding="utf-8"))]
+        except ValueError:
             continue  # said already
-        waiting += [
-            (node.module, name)
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom)
-            and node.level == 1
-            and (node.module or "").isidentifier()
-            and node.module
-        ]
     for name in sorted(names - found):
         if kind_of(name) == "code":
             yield f"{name}: code that nothing in the folder uses: remove it"

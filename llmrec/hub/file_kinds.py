@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import struct
 import sys
@@ -105,25 +106,36 @@ def _look_at_index(path: Path) -> str:
 
 def _look_at_code(path: Path) -> str:
     source = path.read_text(encoding="utf-8")
+    siblings(source)
+    return f"code, {len(source.splitlines())} lines"
+
+
+@functools.lru_cache(maxsize=256)
+def siblings(source: str) -> tuple[str, ...]:
+    """Modules beside a published one that it imports. The same few files are looked at again and again.
+
+    Raises:
+        ValueError: it is not Python, or imports what a stranger does not have, or what a flat folder cannot hold.
+    """
     try:
         tree = ast.parse(source)
     except SyntaxError as error:
         raise ValueError(f"not Python: line {error.lineno}: {error.msg}") from error
+    found: dict[str, None] = {}
     for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.ImportFrom)
-            and node.level
-            and (node.level > 1 or not (node.module or "").isidentifier())
-        ):
-            raise ValueError(f"line {node.lineno}: the Hub's folders are flat: write `from .sibling import name`")
-        for module in _absolute_imports(node):
-            if module in OWN_PACKAGES:
-                raise ValueError(f"imports {module}, which only this project has")
+        if isinstance(node, ast.ImportFrom) and node.level:
+            module = node.module or ""
+            if node.level > 1 or not module.isidentifier():
+                raise ValueError(f"line {node.lineno}: the Hub's folders are flat: write `from .sibling import name`")
+            found[module] = None
+        for package in _absolute_imports(node):
+            if package in OWN_PACKAGES:
+                raise ValueError(f"imports {package}, which only this project has")
     for node in tree.body:
-        for module in _absolute_imports(node):
-            if module not in STRANGERS_PACKAGES:
-                raise ValueError(f"imports {module}, which a stranger may not have: import it inside a function")
-    return f"code, {len(source.splitlines())} lines"
+        for package in _absolute_imports(node):
+            if package not in STRANGERS_PACKAGES:
+                raise ValueError(f"imports {package}, which a stranger may not have: import it inside a function")
+    return tuple(found)
 
 
 def _absolute_imports(node: ast.AST) -> list[str]:

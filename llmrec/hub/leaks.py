@@ -36,7 +36,7 @@ _ROOTS = (
     "home|Users|root|tmp|var|mnt|opt|srv|usr|private|Volumes|workspace|content|kaggle|scratch|media|nfs|gpfs|lustre"
 )
 _EMBEDDED = re.compile(
-    rf"(?<![\w/.:~-])(?:/(?:{_ROOTS})/[\w.~-][^\s\"'<>|,;)\]]*|~/[\w.][^\s\"'<>|,;)\]]*|[A-Za-z]:\\+\w[^\s\"'<>|,;)\]]*"
+    rf"(?<![\w/.:~<-])(?:/(?:{_ROOTS})/[\w.~-][^\s\"'<>|,;)\]]*|~/[\w.][^\s\"'<>|,;)\]]*|[A-Za-z]:\\+\w[^\s\"'<>|,;)\]]*"
     rf"|file:///[^\s\"'<>]+)"
 )
 # A value that is a path and nothing else.
@@ -93,9 +93,11 @@ def find_paths(text: str) -> list[str]:
 
 def find_paths_in_json(value: Any) -> list[str]:
     """Strings of a JSON file that are a path of a machine, or have one in them."""
-    found = []
+    found, here = [], _of_this_machine()
     for place, _, text in _strings(value):
-        match = _WHOLE.fullmatch(text) or _EMBEDDED.search(text) or _of_this_machine().search(text)
+        if "/" not in text and "\\" not in text and not text.startswith("file:"):
+            continue
+        match = _WHOLE.fullmatch(text) or _EMBEDDED.search(text) or here.search(text)
         if match:
             found.append(f"{place} holds the path {_shortened(match[0])}")
     return _unique(found)

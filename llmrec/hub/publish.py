@@ -226,11 +226,10 @@ def _expected(
     """Scores of what was saved, and not of what was staged: combining and merging are checked too."""
     titles = _titles(catalogue)
     config = LLMRecConfig.from_pretrained(source.model)
-    active = config.default_adapter or next(iter(config.adapters or {}), None)
+    active = str(config.default_adapter or next(iter(config.adapters or {}), ""))
     mine = expected_scores(
         source.model, titles=titles, only=active if form == "merged" else None, backbone=local_backbone(source.model)
     )
-    staged = LLMRecConfig.from_pretrained(target)
     if form != "adapter":
         return mine
     scores = {name or active: mine.scores[active]} if also or name else dict(mine.scores)
@@ -238,7 +237,7 @@ def _expected(
         model = find_source(folder).model
         theirs = expected_scores(model, titles=titles, backbone=local_backbone(model))
         scores[other] = theirs.scores[theirs.default_adapter or next(iter(theirs.scores))]
-    return replace(mine, scores=scores, default_adapter=staged.default_adapter)
+    return replace(mine, scores=scores, default_adapter=LLMRecConfig.from_pretrained(target).default_adapter)
 
 
 def _titles(catalogue: str | os.PathLike[str] | None) -> list[str]:

@@ -156,8 +156,8 @@ def add_index(source: Source, target: Path, catalogue: str | os.PathLike[str], r
     from llmrec.retrieval.recommender import Recommender
 
     backbone = local_backbone(source.model)
-    options = {} if backbone is None or saved_form(target) == "full" else {"backbone": backbone}
-    save_index(target, Recommender.from_pretrained(target, catalogue, **options), name=repo_id)
+    options: dict[str, Any] = {} if backbone is None or saved_form(target) == "full" else {"backbone": backbone}
+    save_index(target, Recommender.from_pretrained(target, Path(catalogue), **options), name=repo_id)
 
 
 def local_backbone(model: Path) -> str | None:

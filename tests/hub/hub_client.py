@@ -28,10 +28,9 @@ class Blocker:
 def load(job: dict) -> dict:
     """Vectors by the Auto classes, of each adapter asked for."""
     import torch
-    from transformers import AutoConfig, AutoModel, AutoProcessor
+    from transformers import AutoModel, AutoProcessor
 
     options = {"trust_remote_code": True, **job.get("options", {})}
-    config = AutoConfig.from_pretrained(job["repo_id"], **options)
     model = AutoModel.from_pretrained(job["repo_id"], **options, **job.get("model_options", {}))
     processor = AutoProcessor.from_pretrained(job["repo_id"], **options)
     batch = processor(histories=job["histories"], items=job["items"])
@@ -42,7 +41,7 @@ def load(job: dict) -> dict:
         with torch.no_grad():
             output = model(**batch)
         vectors[adapter] = [output.user_embeds.tolist(), output.item_embeds.tolist(), output.scores.tolist()]
-    return {"model_type": config.model_type, "class": type(model).__name__, "vectors": vectors}
+    return {"model_type": model.config.model_type, "class": type(model).__name__, "vectors": vectors}
 
 
 def look(job: dict) -> dict:
@@ -101,17 +100,7 @@ if __name__ == "__main__":
     answers = []
     for job in json.load(sys.stdin):
         try:
-            import time
-
-            t = time.process_time()
-            w = time.time()
             answers.append(DOES[job["do"]](job))
-            print(
-                job["do"],
-                job.get("repo_id"),
-                f"cpu {time.process_time() - t:.2f} wall {time.time() - w:.2f}",
-                file=open("/tmp/plan4/b/times.log", "a"),
-            )
         except Exception as error:
             traceback.print_exc()
             answers.append({"error": [type(error).__name__, str(error)]})

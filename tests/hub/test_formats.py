@@ -1,5 +1,6 @@
 """`llmrec export`: what other servers run, compared with the model it was made of."""
 
+import argparse
 import importlib.util
 import json
 from pathlib import Path
@@ -12,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 
 from llmrec.data.catalogue import Catalogue
 from llmrec.hub.export import save_model
-from llmrec.hub.formats import Check, ExportRefusedError, check, command, export_model
+from llmrec.hub.formats import FORMATS, Check, ExportRefusedError, check, command, export_model
 from llmrec.hub.formats.layout import LayoutTokenizer
 from modeling_llmrec import LLMRecModel, LLMRecProcessor
 from tests.modeling.families import FAMILIES, backbone_folder
@@ -172,8 +173,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_the_command_checks_with_a_catalogue_and_prints_what_it_found(saved, tmp_path: Path, capsys) -> None:
     pytest.importorskip("sentence_transformers", reason="needs the extra demo")
-    import argparse
-
+    assert tuple(FORMATS) == command.NAMES
     cups = [f"Cup number {n}, blue" for n in range(40)]
     Catalogue([f"i{n}" for n in range(40)], cups, ["Kitchen"] * 40, np.zeros(40, dtype=np.int64)).save(
         tmp_path / "catalogue.parquet"

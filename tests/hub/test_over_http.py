@@ -9,64 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from llmrec.hub.export import save_model
-from modeling_llmrec import LLMRecModel, LLMRecProcessor
 from tests.hub.clients import run_client, succeeded
 from tests.hub.loopback_hub import LoopbackHub, hub_environment
+from tests.hub.saved_models import HISTORIES, ITEMS, save_as
 from tests.modeling.families import FAMILIES, backbone_folder
 
 pytestmark = pytest.mark.slow
 
-HISTORIES = [["Espresso Beans 1 kg", "Burr Grinder", "Milk Jug"], ["Guitar Strings"]]
-ITEMS = ["Electric Guitar", "Coffee Machine", "Barista's Handbook"]
 FORMS = ("adapter", "multi", "merged", "full")
 TOLERANCE = 1e-5
 READ = {"do": "load", "histories": HISTORIES, "items": ITEMS}
-
-
-def _lora(model: LLMRecModel, names: tuple[str, ...]) -> PeftModel:
-    """Adapters over every linear layer, and over the head where it has weights, as if trained."""
-    torch.manual_seed(len(names))
-    config = LoraConfig(
-        r=4,
-        target_modules="all-linear",
-        exclude_modules=["head.projection"],
-        modules_to_save=["head"] if list(model.head.parameters()) else None,
-        init_lora_weights=False,
-    )
-    peft_model = get_peft_model(model, config, adapter_name=names[0])
-    for name in names[1:]:
-        peft_model.add_adapter(name, config)
-    with torch.no_grad():
-        for parameter in peft_model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter) if parameter.requires_grad else 0)
-    return peft_model.eval()
-
-
-def _vectors(model, processor) -> list[torch.Tensor]:
-    with torch.no_grad():
-        output = model(**processor(histories=HISTORIES, items=ITEMS))
-    return [output.user_embeds, output.item_embeds, output.scores]
-
-
-def _save(family: str, form: str, source: str, folder: Path) -> dict[str, list[torch.Tensor]]:
-    """A model folder, and its vectors by adapter."""
-    model = LLMRecModel.from_backbone(source, projection_dim=8, backbone_name_or_path=f"backbones/{family}")
-    processor = LLMRecProcessor.from_backbone(source, config=model.config)
-    if form == "full":
-        vectors = {"": _vectors(model, processor)}
-        save_model(model, processor, folder)
-        return vectors
-    names = ("books", "groceries") if form == "multi" else ("default",)
-    peft_model, vectors = _lora(model, names), {}
-    for name in names:
-        peft_model.set_adapter(name)
-        vectors[name] = _vectors(peft_model.eval(), processor)
-    save_model(peft_model, processor, folder, form="adapter")
-    return {"": vectors["default"]} if form == "merged" else vectors
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +41,7 @@ def published(
         shop.seed(f"backbones/{family}", source)
         for form in FORMS:
             folder = root / f"{family}-{form}"
-            vectors = _save(family, form, source, folder)
+            vectors = save_as(family, form, source, folder)
             cases[family, form] = {"repo_id": f"org/{family}-{form}", "source": folder, "vectors": vectors}
     jobs = [
         {
@@ -191,11 +145,10 @@ def troubles(shop: LoopbackHub, published: dict, tmp_path_factory: pytest.TempPa
     # Code that doubles the vectors, in a second commit.
     first = shop.seed("org/code", full)
     code = full["heads.py"].decode()
-    assert code.count("return ") >= 1
-    lines = code.splitlines()
-    last = max(number for number, line in enumerate(lines) if line.strip().startswith("return "))
-    lines[last] = lines[last].replace("return ", "return 2 * ", 1)
-    second = shop.seed("org/code", {"heads.py": "\n".join(lines).encode()})
+    line = "return nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled"
+    assert code.count(line) == 1
+    doubled = f"return 2 * ({line.removeprefix('return ')})"
+    second = shop.seed("org/code", {"heads.py": code.replace(line, doubled).encode()})
     job("old code", "org/code", revision=first)
     job("new code", "org/code", revision=second)
     job("new weights, old code", "org/code", revision=second, code_revision=first)
