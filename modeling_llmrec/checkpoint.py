@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -265,8 +265,27 @@ def _load_one(model: Any, name_or_path: str | os.PathLike, adapter: str, hub: di
             problems = str(error).splitlines()[1:] or [str(error)]
     if problems:
         raise _does_not_fit(model, name_or_path, adapter, problems)
+    refuse_missing_head(model, adapter, state)
     # What transformers' own adapter methods (set_adapter, disable_adapters, save_pretrained) go by.
     model._hf_peft_config_loaded = True
+
+
+def refuse_missing_head(model: Any, adapter: str, state: Mapping[str, Any]) -> None:
+    """Refuse an adapter without the projection of the head: it belongs to no backbone, so it would be random.
+
+    Args:
+        model: an `LLMRecModel`.
+        adapter: its name.
+        state: what the adapter holds, by name of module.
+
+    Raises:
+        ValueError: saying how to train one that has it.
+    """
+    if model.config.projection_dim and not any(name.startswith("head.") for name in state):
+        raise ValueError(
+            f"Adapter {adapter!r} lacks the weights of the head, which projection_dim={model.config.projection_dim} "
+            "promises: its vectors would be random. Train it with modules_to_save=['head'] in its LoraConfig."
+        )
 
 
 def _does_not_fit(model: Any, name_or_path: str | os.PathLike, adapter: str, problems: list[str]) -> ValueError:
@@ -360,6 +379,7 @@ def save_adapters(
         peft_config.save_pretrained(target)
         _sort_names(target / ADAPTER_CONFIG)
         state = _adapter_state(model, name)
+        refuse_missing_head(model, name, state)
         state = {f"{PEFT_PREFIX}{key}": value.detach().cpu().contiguous() for key, value in state.items()}
         save_file(state, target / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(folder)

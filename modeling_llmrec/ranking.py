@@ -61,16 +61,16 @@ def encode(
 
 
 def dot_products(users: Tensor, items: Tensor) -> Tensor:
-    """(users, items) float32 scores of (users, D) and (items, D), both float32 on the CPU.
+    """(users, items) float32 scores of (users, D) and (items, D), both float32 on one device.
 
     Each is summed in float64 and rounded once, so that it depends neither on the number of items nor on the order of
     the work, and equal vectors tie.
     """
-    scores = torch.empty((len(users), len(items)), dtype=torch.float32)
+    scores = torch.empty((len(users), len(items)), dtype=torch.float32, device=items.device)
     exact = users.double()
     for start in range(0, len(items), ITEM_CHUNK):
         block = slice(start, start + ITEM_CHUNK)
-        scores[:, block] = (exact @ items[block].double().T).float()
+        scores[:, block] = exact @ items[block].double().T
     return scores
 
 

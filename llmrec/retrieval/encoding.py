@@ -1,6 +1,6 @@
 """Vectors of a whole catalogue and of many histories, in batches with little padding."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-# A CPU's caches favour small batches, a GPU's many cores large ones.
-BATCH_TOKENS = {"cpu": 2048, "other": 65536}
+from modeling_llmrec.ranking import BATCH_TOKENS, batches_by_length
+
 # Texts laid out and sorted at a time: bounds memory whatever the number of users.
 CHUNK = 16384
 
@@ -119,22 +119,3 @@ def _encode(
     finally:
         model.train(training)
     return vectors
-
-
-def batches_by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Positions grouped so that texts of a batch are of like length and fit the budget once padded.
-
-    Longest first, so that a batch that does not fit into memory fails at once and not at the end.
-    A text longer than the budget gets a batch of its own.
-    """
-    batch: list[int] = []
-    longest = 0
-    for position in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and longest * (len(batch) + 1) > budget:
-            yield batch
-            batch = []
-        if not batch:
-            longest = lengths[position]
-        batch.append(position)
-    if batch:
-        yield batch

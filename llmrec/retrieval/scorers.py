@@ -7,12 +7,13 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
+from modeling_llmrec.ranking import dot_products
+
 # Memory for the scores of one block of users, and the most users in it.
 BLOCK_BYTES = 64 << 20
 MOST_USERS = 1024
 # Scores (4 bytes) and the comparisons with the target's score (two of 1 byte, one alive beside a NaN check).
 BYTES_PER_COLUMN = 8
-ITEM_CHUNK = 4096
 SCORES_AT_ONCE = 1 << 24
 GEMM_FACTOR = 32
 COLLAPSED_SPREAD = 1e-3
@@ -114,7 +115,7 @@ class EmbeddingScorer:
 
     def scores(self, rows: np.ndarray) -> torch.Tensor:
         """Scores of the whole catalogue, float32 (B, N), for row numbers (B,)."""
-        return _dot(self._users(rows), self.item_embeds)
+        return dot_products(self._users(rows), self.item_embeds)
 
     def scores_of(self, rows: np.ndarray, items: np.ndarray) -> torch.Tensor:
         """The same numbers as `scores`, for some items: (M,) for all rows, or (B, C) one row of items a
@@ -122,7 +123,7 @@ class EmbeddingScorer:
         users = self._users(rows)
         index = torch.as_tensor(items, device=self.item_embeds.device)
         if index.ndim == 1:
-            return _dot(users, self.item_embeds[index])
+            return dot_products(users, self.item_embeds[index])
         needed, place = torch.unique(index, return_inverse=True)
         scores = torch.empty(index.shape, dtype=torch.float32, device=index.device)
         if len(needed) <= GEMM_FACTOR * index.shape[1]:
@@ -133,7 +134,7 @@ class EmbeddingScorer:
             step = max(1, SCORES_AT_ONCE // max(1, len(needed)))
             for start in range(0, len(users), step):
                 block = slice(start, start + step)
-                scores[block] = _dot(users[block], vectors).gather(1, place[block])
+                scores[block] = dot_products(users[block], vectors).gather(1, place[block])
         else:
             for row in range(len(users)):
                 scores[row] = self.item_embeds[index[row]].double() @ users[row].double()
@@ -181,16 +182,6 @@ class PopularityScorer:
         """float32 (B, M) or (B, C)."""
         scores = self.train_count[torch.as_tensor(items)]
         return scores.expand(len(rows), -1) if scores.ndim == 1 else scores
-
-
-def _dot(users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-    """float32 (B, M) from float32 (B, D) and (M, D); the float64 copy of the items is one chunk at a time."""
-    scores = torch.empty((len(users), len(items)), dtype=torch.float32, device=items.device)
-    exact = users.double()
-    for start in range(0, len(items), ITEM_CHUNK):
-        block = slice(start, start + ITEM_CHUNK)
-        scores[:, block] = exact @ items[block].double().T
-    return scores
 
 
 def _spread(vectors: torch.Tensor) -> float:

@@ -127,7 +127,7 @@ def test_both_ways_to_score_drawn_items_agree(split, monkeypatch):
     assert torch.equal(scorer.scores_of(rows, drawn), expected)
     monkeypatch.setattr(scorers_module, "GEMM_FACTOR", 0)
     assert torch.equal(scorer.scores_of(rows, drawn), expected)
-    monkeypatch.setattr(scorers_module, "ITEM_CHUNK", 7)
+    monkeypatch.setattr("modeling_llmrec.ranking.ITEM_CHUNK", 7)
     assert torch.equal(scorer.scores_of(rows, drawn[0]), scorer.scores(rows)[:, torch.as_tensor(drawn[0])])
 
 

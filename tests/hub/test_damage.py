@@ -411,3 +411,20 @@ def test_a_stranger_is_told_the_same(copy_of: Callable[[str], Path], tmp_path: P
     for job, result, message in zip(jobs, results, messages, strict=True):
         assert message in result.get("message", "no error"), f"{job}: {result}"
     assert not touched.exists()
+
+
+def test_an_adapter_without_the_projection_is_refused_at_saving_and_at_loading(minilm: str, tmp_path: Path) -> None:
+    model = LLMRecModel.from_backbone(minilm, projection_dim=8)
+    processor = LLMRecProcessor.from_backbone(minilm, config=model.config)
+    headless = get_peft_model(model, LoraConfig(r=2, target_modules=["query"], init_lora_weights=False))
+    with pytest.raises(ValueError, match=r"'default' lacks the weights of the head.*modules_to_save"):
+        save_model(headless, processor, tmp_path / "never", form="adapter")
+    assert list(tmp_path.iterdir()) == []
+
+    model = LLMRecModel.from_backbone(minilm)
+    plain = get_peft_model(model, LoraConfig(r=2, target_modules=["query"], init_lora_weights=False))
+    save_model(plain, processor.__class__(processor.tokenizer, config=model.config), tmp_path / "m", form="adapter")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "projection_dim": 8}))
+    with pytest.raises(ValueError, match="would be random"):
+        LLMRecModel.from_pretrained(tmp_path / "m")

@@ -37,7 +37,11 @@ def saved(minilm: str, shared_weights: Path, tmp_path_factory: pytest.TempPathFa
             if form == "adapter":
                 torch.manual_seed(0)
                 lora = LoraConfig(
-                    r=2, target_modules="all-linear", exclude_modules=["head.projection"], init_lora_weights=False
+                    r=2,
+                    target_modules="all-linear",
+                    exclude_modules=["head.projection"],
+                    modules_to_save=["head"],
+                    init_lora_weights=False,
                 )
                 model = get_peft_model(model, lora)
             made[key] = root / f"{family}-{len(made)}"

@@ -4,7 +4,9 @@ Every family in every form, from the network, and from the cache without one at 
 """
 
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -23,53 +25,69 @@ TOLERANCE = 1e-5
 READ = {"do": "load", "histories": HISTORIES, "items": ITEMS}
 
 
+@dataclass
+class Shop:
+    """What was published, and what strangers got.
+
+    Attributes:
+        cases: family and form to the repository, the vectors made here, and the answers about it.
+        troubles: what was tried with damaged or hidden repositories, to the answer.
+    """
+
+    cases: dict[tuple[str, str], dict] = field(default_factory=dict)
+    troubles: dict[str, dict] = field(default_factory=dict)
+
+
 @pytest.fixture(scope="module")
-def shop() -> Iterator[LoopbackHub]:
+def shop(minilm: str, shared_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """Every family in every form on the stand-in, loaded by one process online, and by one from its cache."""
+    root, shop = tmp_path_factory.mktemp("http"), Shop()
     with LoopbackHub() as hub:
-        yield hub
+        for family in FAMILIES:
+            source = backbone_folder(family, minilm, shared_weights, root / "backbones")
+            hub.seed(f"backbones/{family}", source)
+            for form in FORMS:
+                folder = root / f"{family}-{form}"
+                case = {"repo_id": f"org/{family}-{form}", "source": folder}
+                if form == "merged":  # what is merged is the adapter's folder
+                    adapter = shop.cases[family, "adapter"]
+                    case |= {"source": adapter["source"], "vectors": {"": adapter["vectors"]["default"]}}
+                else:
+                    case["vectors"] = save_as(family, form, source, folder)
+                shop.cases[family, form] = case
+        cases = list(shop.cases.values())
+        publishing = [
+            {
+                "do": "publish", "source": case["source"], "repo_id": case["repo_id"],
+                "options": {"form": "merged" if form == "merged" else "auto", "verify": False, "quiet": True},
+            }
+            for (_, form), case in shop.cases.items()
+        ]  # fmt: skip
+        answers = succeeded(run_client("publisher", publishing, hub_environment(hub, root / "publisher")))
+        for case, answer in zip(cases, answers, strict=True):
+            case["report"] = answer
+
+        online, offline = _troubles(hub, root)
+        home = hub_environment(hub, root / "home")
+        jobs = [{"do": "look", "repo_id": case["repo_id"]} for case in cases]
+        jobs += [_reading(case) for case in cases]
+        answers = run_client("stranger", [*jobs, *online.values()], home)
+        for case, seen, loaded in zip(cases, answers, answers[len(cases) :], strict=False):
+            case["seen"], case["online"] = seen, loaded
+        shop.troubles |= zip(online, answers[len(jobs) :], strict=True)
+
+        # Without a network, by the commit that was published.
+        jobs = [_reading(case, revision=case["report"]["commit"]) for case in cases]
+        with hub.offline():
+            answers = run_client("stranger", [*jobs, *offline.values()], home | {"HF_HUB_OFFLINE": "1"})
+        for case, loaded in zip(cases, answers, strict=False):
+            case["offline"] = loaded
+        shop.troubles |= zip(offline, answers[len(jobs) :], strict=True)
+        yield shop
 
 
-@pytest.fixture(scope="module")
-def published(
-    shop: LoopbackHub, minilm: str, shared_weights: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[tuple[str, str], dict]:
-    """Every family in every form on the stand-in, with vectors made here, and what strangers got."""
-    root = tmp_path_factory.mktemp("http")
-    cases: dict[tuple[str, str], dict] = {}
-    for family in FAMILIES:
-        source = backbone_folder(family, minilm, shared_weights, root / "backbones")
-        shop.seed(f"backbones/{family}", source)
-        for form in FORMS:
-            folder = root / f"{family}-{form}"
-            vectors = save_as(family, form, source, folder)
-            cases[family, form] = {"repo_id": f"org/{family}-{form}", "source": folder, "vectors": vectors}
-    jobs = [
-        {
-            "do": "publish", "source": case["source"], "repo_id": case["repo_id"],
-            "options": {"form": "merged" if form == "merged" else "auto", "verify": False, "quiet": True},
-        }
-        for (_, form), case in cases.items()
-    ]  # fmt: skip
-    answers = succeeded(run_client("publisher", jobs, hub_environment(shop, root / "publisher")))
-    for case, answer in zip(cases.values(), answers, strict=True):
-        case["report"] = answer
-
-    def reading(case: dict, **options: object) -> dict:
-        return {**READ, "repo_id": case["repo_id"], "adapters": list(case["vectors"]), "options": options}
-
-    home = hub_environment(shop, root / "home")
-    jobs = [{"do": "look", "repo_id": case["repo_id"]} for case in cases.values()]
-    jobs += [reading(case) for case in cases.values()]
-    answers = run_client("stranger", jobs, home)
-    for case, seen, loaded in zip(cases.values(), answers[: len(cases)], answers[len(cases) :], strict=True):
-        case["seen"], case["online"] = seen, loaded
-    # Without a network, by the commit that was published.
-    jobs = [reading(case, revision=case["report"]["commit"]) for case in cases.values()]
-    with shop.offline():
-        answers = run_client("stranger", jobs, home | {"HF_HUB_OFFLINE": "1"})
-    for case, loaded in zip(cases.values(), answers, strict=True):
-        case["offline"] = loaded
-    return cases
+def _reading(case: dict, **options: object) -> dict:
+    return {**READ, "repo_id": case["repo_id"], "adapters": list(case["vectors"]), "options": options}
 
 
 def _largest_difference(case: dict, answer: dict) -> float:
@@ -85,22 +103,22 @@ def _largest_difference(case: dict, answer: dict) -> float:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_stranger_gets_the_same_scores_over_http(published: dict, family: str, form: str) -> None:
-    case = published[family, form]
+def test_a_stranger_gets_the_same_scores_over_http(shop: Shop, family: str, form: str) -> None:
+    case = shop.cases[family, form]
     assert _largest_difference(case, case["online"]) < TOLERANCE
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_cache_answers_without_a_network_at_the_pinned_commit(published: dict, family: str, form: str) -> None:
-    case = published[family, form]
+def test_the_cache_answers_without_a_network_at_the_pinned_commit(shop: Shop, family: str, form: str) -> None:
+    case = shop.cases[family, form]
     assert _largest_difference(case, case["offline"]) < TOLERANCE
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_a_repository_shows(published: dict, family: str, form: str) -> None:
-    case = published[family, form]
+def test_what_a_repository_shows(shop: Shop, family: str, form: str) -> None:
+    case = shop.cases[family, form]
     seen = case["seen"]
     assert "error" not in seen, seen["error"]
     assert {"README.md", "config.json", "modeling_llmrec.py", "tokenizer.json"} <= set(seen["files"])
@@ -115,72 +133,66 @@ def test_what_a_repository_shows(published: dict, family: str, form: str) -> Non
         assert case["report"]["total_bytes"] < 10_000_000
 
 
-def test_adapters_of_different_names_are_different(published: dict) -> None:
-    vectors = published["bert", "multi"]["vectors"]
+def test_adapters_of_different_names_are_different(shop: Shop) -> None:
+    vectors = shop.cases["bert", "multi"]["vectors"]
     assert (vectors["books"][0] - vectors["groceries"][0]).abs().max() > 1e-3
 
 
 # -- what goes wrong -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def troubles(shop: LoopbackHub, published: dict, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """Damage of several kinds, and what a stranger is told, all in one process online and one offline."""
-    root = tmp_path_factory.mktemp("troubles")
+def _troubles(hub: LoopbackHub, root: Path) -> tuple[dict[str, dict], dict[str, dict]]:
+    """Repositories to fail on, and jobs that do, online and offline."""
     jobs: dict[str, dict] = {}
 
     def job(name: str, repo_id: str, model_options: dict | None = None, **options: object) -> None:
         jobs[name] = {**READ, "repo_id": repo_id, "options": options, "model_options": model_options or {}}
 
-    full, adapter = shop.files("org/opt-full"), shop.files("org/opt-adapter")
-    shop.seed("org/secret", full, private=True)
+    full, adapter = hub.files("org/llama-full"), hub.files("org/llama-adapter")
+    hub.seed("org/secret", full, private=True)
     job("private", "org/secret", token=False)
     job("private with a token", "org/secret")
     job("unknown", "org/nowhere")
 
-    shop.seed("org/branched", full)
-    shop.repos["model", "org/branched"].branches["gone"] = "0" * 40
+    hub.seed("org/branched", full)
+    hub.repos["model", "org/branched"].branches["gone"] = hub.history("org/branched")[0].oid
+    del hub.repos["model", "org/branched"].branches["gone"]
     job("vanished revision", "org/branched", revision="gone")
 
     # Code that doubles the vectors, in a second commit.
-    first = shop.seed("org/code", full)
+    first = hub.seed("org/code", full)
     code = full["heads.py"].decode()
     line = "return nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled"
     assert code.count(line) == 1
     doubled = f"return 2 * ({line.removeprefix('return ')})"
-    second = shop.seed("org/code", {"heads.py": code.replace(line, doubled).encode()})
+    second = hub.seed("org/code", {"heads.py": code.replace(line, doubled).encode()})
     job("old code", "org/code", revision=first)
     job("new code", "org/code", revision=second)
     job("new weights, old code", "org/code", revision=second, code_revision=first)
     job("old weights, new code", "org/code", revision=first, code_revision=second)
 
     # The backbone is trained further, under an adapter that pins its commit, and one that does not.
-    backbone = shop.files("backbones/opt")
-    shop.seed("backbones/moving", backbone)
-    commit = shop.history("backbones/moving")[0].oid
+    backbone = hub.files("backbones/llama")
+    hub.seed("backbones/moving", backbone)
+    commit = hub.history("backbones/moving")[0].oid
     weights = root / "model.safetensors"
     weights.write_bytes(backbone["model.safetensors"])
     save_file({name: tensor + 0.01 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
     config = json.loads(adapter["config.json"]) | {"backbone_name_or_path": "backbones/moving"}
-    shop.seed("org/pinned", {**adapter, "config.json": json.dumps(config | {"backbone_revision": commit}).encode()})
-    shop.seed("org/unpinned", {**adapter, "config.json": json.dumps(config | {"backbone_revision": None}).encode()})
-    shop.seed("backbones/moving", {"model.safetensors": weights.read_bytes()})
+    hub.seed("org/pinned", {**adapter, "config.json": json.dumps(config | {"backbone_revision": commit}).encode()})
+    hub.seed("org/unpinned", {**adapter, "config.json": json.dumps(config | {"backbone_revision": None}).encode()})
+    hub.seed("backbones/moving", {"model.safetensors": weights.read_bytes()})
     job("pinned backbone", "org/pinned")
     job("changed backbone", "org/unpinned")
     job("changed backbone, unchecked", "org/unpinned", {"check_backbone": False})
-    job("changed backbone, the old one named", "org/unpinned", {"backbone": "backbones/opt"})
+    job("changed backbone, the old one named", "org/unpinned", {"backbone": "backbones/llama"})
 
     # Into another cache, without its backbone.
-    jobs["fetched alone"] = {"do": "fetch", "repo_id": "org/opt-adapter", "cache_dir": root / "half" / "hub"}
-    environment = hub_environment(shop, root / "home")
-    answers = dict(zip(jobs, run_client("stranger", list(jobs.values()), environment), strict=True))
-
-    jobs = {}
-    job("no backbone in the cache", "org/opt-adapter")
-    with shop.offline():
-        offline = hub_environment(shop, root / "half") | {"HF_HUB_OFFLINE": "1"}
-        answers |= zip(jobs, run_client("stranger", list(jobs.values()), offline), strict=True)
-    return answers
+    jobs["fetched alone"] = {"do": "fetch", "repo_id": "org/llama-adapter", "cache_dir": root / "half"}
+    online, jobs = jobs, {}
+    job("no backbone in the cache", "org/llama-adapter", cache_dir=str(root / "half"))
+    job("not in the cache", "org/nowhere")
+    return online, jobs
 
 
 @pytest.mark.parametrize(
@@ -190,31 +202,30 @@ def troubles(shop: LoopbackHub, published: dict, tmp_path_factory: pytest.TempPa
         ("unknown", "org/nowhere"),
         ("vanished revision", "gone"),
         ("changed backbone", "another backbone than 'backbones/moving'"),
-        ("no backbone in the cache", "backbones/opt.*cannot be had"),
+        ("not in the cache", "org/nowhere"),
+        ("no backbone in the cache", "backbones/llama.*cannot be had"),
     ],
 )
-def test_trouble_has_a_clear_answer(troubles: dict, name: str, message: str) -> None:
-    import re
-
-    assert "error" in troubles[name], f"{name} went through"
-    assert re.search(message, troubles[name]["error"][1], re.DOTALL), troubles[name]["error"]
+def test_trouble_has_a_clear_answer(name: str, message: str) -> None:
+    assert "error" in shop.troubles[name], f"{name} went through"
+    assert re.search(message, shop.troubles[name]["error"][1], re.DOTALL), shop.troubles[name]["error"]
 
 
-def test_a_token_opens_a_private_repository(troubles: dict, published: dict) -> None:
-    assert _largest_difference(published["opt", "full"], troubles["private with a token"]) < TOLERANCE
+def test_a_token_opens_a_private_repository(shop: Shop) -> None:
+    assert _largest_difference(shop.cases["llama", "full"], shop.troubles["private with a token"]) < TOLERANCE
 
 
-def test_the_code_that_runs_is_that_of_code_revision(troubles: dict, published: dict) -> None:
-    case = published["opt", "full"]
+def test_the_code_that_runs_is_that_of_code_revision(shop: Shop) -> None:
+    case = shop.cases["llama", "full"]
     for name in ("old code", "new weights, old code"):
-        assert _largest_difference(case, troubles[name]) < TOLERANCE
+        assert _largest_difference(case, shop.troubles[name]) < TOLERANCE
     doubled = {"vectors": {"": [2 * case["vectors"][""][0], 2 * case["vectors"][""][1], 4 * case["vectors"][""][2]]}}
     for name in ("new code", "old weights, new code"):
-        assert _largest_difference(doubled, troubles[name]) < TOLERANCE
+        assert _largest_difference(doubled, shop.troubles[name]) < TOLERANCE
 
 
-def test_a_pinned_backbone_stays_the_old_one(troubles: dict, published: dict) -> None:
-    case = {"vectors": {"": published["opt", "adapter"]["vectors"]["default"]}}
-    assert _largest_difference(case, troubles["pinned backbone"]) < TOLERANCE
-    assert _largest_difference(case, troubles["changed backbone, the old one named"]) < TOLERANCE
-    assert _largest_difference(case, troubles["changed backbone, unchecked"]) > 1e-3
+def test_a_pinned_backbone_stays_the_old_one(shop: Shop) -> None:
+    case = {"vectors": {"": shop.cases["llama", "adapter"]["vectors"]["default"]}}
+    assert _largest_difference(case, shop.troubles["pinned backbone"]) < TOLERANCE
+    assert _largest_difference(case, shop.troubles["changed backbone, the old one named"]) < TOLERANCE
+    assert _largest_difference(case, shop.troubles["changed backbone, unchecked"]) > 1e-3

@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from huggingface_hub import HfApi
 
+from llmrec.data.catalogue import Catalogue
 from llmrec.hub.contents import UnpublishableError
 from llmrec.hub.hub_errors import PublishError
 from llmrec.hub.publish import PublishReport, publish, size_text
@@ -394,10 +396,8 @@ sys.exit(main([{str(made["full"])!r}, {REPO!r}]))
 
 
 def _catalogue(folder: Path) -> None:
-    import polars as pl
-
-    folder.mkdir()
     titles = [f"{word} {number}" for word in ("Guitar", "Kettle", "Canvas") for number in range(8)]
-    pl.DataFrame(
-        {"item_id": [f"i{n}" for n in range(len(titles))], "title": titles, "domain": ["Shop"] * len(titles)}
-    ).write_parquet(folder / "catalogue.parquet")
+    ids = [f"i{n}" for n in range(len(titles))]
+    catalogue = Catalogue(ids, titles, ["Shop"] * len(titles), np.zeros(len(titles), dtype=np.int64))
+    folder.mkdir()
+    catalogue.save(folder / "catalogue.parquet")

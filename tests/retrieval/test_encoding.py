@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from llmrec.data.title_tokens import TitleTokens
-from llmrec.retrieval.encoding import batches_by_length, encode_histories, encode_titles
+from llmrec.retrieval.encoding import encode_histories, encode_titles
 from modeling_llmrec import LLMRecModel, LLMRecProcessor
+from modeling_llmrec.ranking import batches_by_length
 
 TITLES = [f"Item {i} " + "of a long and winding title " * (i % 4) for i in range(23)]
 HISTORIES = [[0], [1, 2, 3], list(range(23)), [5, 5, 5], [22, 0]]
