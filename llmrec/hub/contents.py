@@ -36,9 +36,11 @@ class UnpublishableError(ValueError):
 
     def __init__(self, folder: str | os.PathLike[str], problems: list[str]) -> None:
         self.problems = problems
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        lines = "\n".join(f"  - {problem}" for problem in problems)
-        super().__init__(f"{folder} cannot be published: {count}.\n{lines}")
+        if len(problems) == 1:
+            super().__init__(f"{folder} cannot be published: {problems[0]}")
+        else:
+            lines = "\n".join(f"  - {problem}" for problem in problems)
+            super().__init__(f"{folder} cannot be published: {len(problems)} problems\n{lines}")
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ def _troubles(hub: LoopbackHub, root: Path) -> tuple[dict[str, dict], dict[str, 
         ("no backbone in the cache", "backbones/llama.*cannot be had"),
     ],
 )
-def test_trouble_has_a_clear_answer(name: str, message: str) -> None:
+def test_trouble_has_a_clear_answer(shop: Shop, name: str, message: str) -> None:
     assert "error" in shop.troubles[name], f"{name} went through"
     assert re.search(message, shop.troubles[name]["error"][1], re.DOTALL), shop.troubles[name]["error"]
 
