@@ -74,7 +74,7 @@ def check_folder(folder: str | os.PathLike[str], *, complete: bool = True) -> li
 
     Args:
         folder: a model folder.
-        complete: whether to ask for all that a published folder has: code, its closure of imports, a card's neighbours,
+        complete: whether to ask for all that a published folder has: code, its closure of imports, the tokenizer,
             and no path of this machine anywhere. False checks what was saved by a run, which is completed and
             scrubbed on the way.
 

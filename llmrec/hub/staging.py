@@ -23,7 +23,7 @@ from modeling_llmrec.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_co
 from modeling_llmrec.fingerprint import INDEX, WEIGHTS, fingerprint, shards, weight_files
 
 FORMS = ("auto", "adapter", "merged", "full")
-RESULTS = "results.json"
+RESULTS, RECIPE = "results.json", "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,11 @@ def find_source(source: str | os.PathLike[str]) -> Source:
         raise UnpublishableError(path, ["there is no such folder: name a run (runs/<name>) or a model folder"])
     if (path / CONFIG).is_file():
         return Source(path, None)
-    if (path / "model" / CONFIG).is_file():
-        if not (path / RESULTS).is_file():
-            raise UnpublishableError(
-                path,
-                [
-                    f"the run has no {RESULTS}, so it is unfinished: finish it with --resume true, or name "
-                    f"{path / 'model'} to publish without results"
-                ],
-            )
+    finished = (path / RESULTS).is_file()
+    if (path / "model" / CONFIG).is_file() and finished:
         return Source(path / "model", path)
+    if not finished and (path / RECIPE).is_file():
+        raise UnpublishableError(path, [f"the run has no {RESULTS}, so it is unfinished: finish it with --resume true"])
     raise UnpublishableError(path, [f"neither a run (no model/{CONFIG}) nor a model folder (no {CONFIG})"])
 
 

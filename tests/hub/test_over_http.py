@@ -191,7 +191,7 @@ def _troubles(hub: LoopbackHub, root: Path) -> tuple[dict[str, dict], dict[str, 
     jobs["fetched alone"] = {"do": "fetch", "repo_id": "org/llama-adapter", "cache_dir": root / "half"}
     online, jobs = jobs, {}
     job("no backbone in the cache", "org/llama-adapter", cache_dir=str(root / "half"))
-    job("not in the cache", "org/nowhere")
+    job("not in the cache", "couldn't find them in the cached files")
     return online, jobs
 
 
@@ -202,7 +202,7 @@ def _troubles(hub: LoopbackHub, root: Path) -> tuple[dict[str, dict], dict[str, 
         ("unknown", "org/nowhere"),
         ("vanished revision", "gone"),
         ("changed backbone", "another backbone than 'backbones/moving'"),
-        ("not in the cache", "org/nowhere"),
+        ("not in the cache", "couldn't find them in the cached files"),
         ("no backbone in the cache", "backbones/llama.*cannot be had"),
     ],
 )

@@ -299,6 +299,7 @@ def test_what_cannot_be_published(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "config.yaml").write_text("seed: 42\n")
     shutil.copytree(made["adapter"], tmp_path / "unfinished" / "model")
     with pytest.raises((UnpublishableError, PublishError), match=message):
         push(made.get(source, tmp_path / source), **options)
