@@ -144,7 +144,7 @@ def publish(
         if catalogue is not None:
             add_index(found, target, catalogue, repo_id)
         add_results(found, target)
-        add_card(found, target, repo_id, **(card or {}))
+        add_card(found, target, repo_id, name, **(card or {}))
         report = PublishReport(repo_id, done, check_folder(target), revision=revision or "main", tags=tuple(tags))
         say(report.table())
         if dry_run:

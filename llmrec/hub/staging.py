@@ -131,13 +131,18 @@ def add_results(source: Source, target: Path) -> None:
         (target / RESULTS).write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def add_card(source: Source, target: Path, repo_id: str, **options: Any) -> None:
+def add_card(source: Source, target: Path, repo_id: str, name: str | None = None, **options: Any) -> None:
     """Write the card, from the run where there is one.
+
+    Args:
+        name: of the run's own adapter, if it was given another; of several, the figures are that one's.
 
     Raises:
         CardError: it cannot be filled in, or its metadata is invalid.
     """
-    write_model_card(target, repo_id=repo_id, run=source.run, **options)
+    settings = read_json(source.model / CONFIG)
+    own = name or settings.get("default_adapter") or next(iter(settings.get("adapters") or {}), None)
+    write_model_card(target, repo_id=repo_id, run=source.run, results_of=own, **options)
 
 
 def add_index(source: Source, target: Path, catalogue: str | os.PathLike[str], repo_id: str) -> None:

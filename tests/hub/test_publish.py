@@ -165,6 +165,7 @@ def test_several_adapters_come_together(llama_hub: LoopbackHub, made: dict[str, 
     config = json.loads(llama_hub.files(REPO)["config.json"])
     assert config["adapters"] == {"groceries": "adapters/groceries", "books": "adapters/books"}
     assert config["default_adapter"] == "books"
+    assert "those of the adapter `groceries`" in llama_hub.files(REPO)["README.md"].decode()
     for name, source in (("groceries", "adapter"), ("books", "books")):
         weights = (made[source] / "adapters" / "default" / "adapter_model.safetensors").read_bytes()
         assert llama_hub.files(REPO)[f"adapters/{name}/adapter_model.safetensors"] == weights
