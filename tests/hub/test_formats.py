@@ -18,6 +18,8 @@ from llmrec.hub.formats.layout import LayoutTokenizer
 from modeling_llmrec import LLMRecModel, LLMRecProcessor
 from tests.modeling.families import FAMILIES, backbone_folder
 
+pytestmark = pytest.mark.slow  # together they take most of a minute
+
 TEI = "text-embeddings-inference"
 SERVED = ("bert", "modernbert", "qwen3")
 
@@ -121,7 +123,6 @@ def test_a_tokenizer_file_lays_out_titles_as_the_processor_does(
 # -- text-embeddings-inference -----------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", SERVED)
 def test_a_text_embeddings_inference_folder_gives_the_models_vectors(saved, family: str, tmp_path: Path) -> None:
     pytest.importorskip("sentence_transformers", reason="needs the extra demo")
@@ -194,7 +195,6 @@ def test_the_command_checks_with_a_catalogue_and_prints_what_it_found(saved, tmp
 # -- onnx and openvino -------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["opt", "t5"])
 def test_an_onnx_graph_gives_the_models_vectors(saved, family: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra export")
@@ -216,7 +216,6 @@ def test_an_onnx_graph_gives_the_models_vectors(saved, family: str, tmp_path: Pa
     torch.testing.assert_close(torch.tensor(vectors), expected, atol=2e-5, rtol=0)
 
 
-@pytest.mark.slow
 def test_openvino_gives_minilms_vectors(saved, tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="needs the extra export")
     found = export_model(saved("bert", "full"), tmp_path / "out", "openvino")

@@ -20,6 +20,8 @@ from tests.hub.made_up_run import make_run
 from tests.hub.saved_models import save_as
 from tests.modeling.families import backbone_folder
 
+pytestmark = pytest.mark.slow  # together they take most of a minute
+
 REPO = "org/llmrec-llama"
 
 
@@ -319,7 +321,6 @@ def test_a_folder_with_a_secret_is_not_sent(llama_hub: LoopbackHub, made: dict[s
 # -- the whole way, in processes of their own ----------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_the_command_publishes_verifies_and_explains(hub: LoopbackHub, made: dict[str, Path], tmp_path: Path) -> None:
     hub.seed("backbones/llama", made["backbone"])
     broken = shutil.copytree(made["adapter"], tmp_path / "broken")
@@ -369,7 +370,6 @@ def test_the_command_publishes_verifies_and_explains(hub: LoopbackHub, made: dic
         assert message in answers[name]["err"] and "Traceback" not in answers[name]["err"]
 
 
-@pytest.mark.slow
 def test_a_model_that_others_load_differently_is_found_out(
     llama_hub: LoopbackHub, made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
